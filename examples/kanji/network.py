@@ -1,0 +1,72 @@
+"""A small residual network and an augmentation for images of single characters."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def small_resnet(num_classes: int, width: int = 32, **kwargs: Any) -> nn.Module:
+    """timm's resnet10t with channels (W, 2W, 4W, 8W) and no max-pooling: for 32 to 64 pixels.
+
+    Parameters
+    ----------
+    num_classes : int
+        Outputs of the last layer.
+    width : int
+        Channels W of the first stage; the embedding has 8 W dimensions.
+    **kwargs
+        Passed on to ``timm.create_model``.
+    """
+    import timm
+    from torch import nn
+
+    network = timm.create_model(
+        "resnet10t",
+        pretrained=False,
+        num_classes=num_classes,
+        channels=(width, 2 * width, 4 * width, 8 * width),
+        stem_type="deep",
+        stem_width=16,
+        **kwargs,
+    )
+    network.maxpool = nn.Identity()
+    return network
+
+
+def augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """What may happen to a written character: tilt, size, place, stroke weight, ink and noise.
+
+    A mirror image of a character is another character, so nothing is flipped.
+    """
+    angle = math.radians(rng.uniform(-8, 8))
+    scale_x, scale_y = np.exp(rng.uniform(-0.12, 0.12, 2))
+    w, h = image.size
+    shift_x, shift_y = rng.uniform(-0.08, 0.08, 2) * (w, h)
+    cos, sin = math.cos(angle), math.sin(angle)
+    a, b, d, e = cos / scale_x, sin / scale_x, -sin / scale_y, cos / scale_y
+    c = w / 2 + shift_x - a * w / 2 - b * h / 2
+    f = h / 2 + shift_y - d * w / 2 - e * h / 2
+    paper = image.getpixel((0, 0))
+    image = image.transform(
+        (w, h),
+        Image.Transform.AFFINE,
+        (a, b, c, d, e, f),
+        Image.Resampling.BILINEAR,
+        fillcolor=paper,
+    )
+    weight = rng.random()
+    if weight < 0.5:  # thicker or thinner strokes, blended so that the change is gradual
+        kind = ImageFilter.MinFilter(3) if weight < 0.25 else ImageFilter.MaxFilter(3)
+        image = Image.blend(image, image.filter(kind), rng.uniform(0.2, 0.9))
+    pixels = np.asarray(image, np.float32)
+    contrast, brightness = rng.uniform(0.7, 1.2), rng.uniform(-20, 20)
+    noise = rng.normal(0.0, rng.uniform(0, 15), (h, w, 1)[: pixels.ndim]).astype(np.float32)
+    pixels = (pixels - 128) * contrast + 128 + brightness + noise
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))

@@ -1,0 +1,181 @@
+"""Find image files and decode them without surprises."""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from featcache.errors import InputError
+
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+# What Pillow's decoders are known to raise on damaged bytes.
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class UnreadableImage(Exception):
+    """The bytes of an image file could not be turned into pixels; the message says why."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Image files below one directory.
+
+    Attributes
+    ----------
+    directory : Path
+        What the files are relative to.
+    ids : ndarray of str, shape (n,)
+        File names without their ending.
+    files : ndarray of str, shape (n,)
+        Paths relative to ``directory``.
+    """
+
+    directory: Path
+    ids: np.ndarray
+    files: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def path(self, row: int) -> Path:
+        """Where the image of a row is."""
+        return self.directory / str(self.files[row])
+
+    def select(self, ids: Sequence[str] | np.ndarray) -> tuple[ImageSet, list[str]]:
+        """The images of some ids, in that order, and the ids that have no file."""
+        rows = {image_id: row for row, image_id in enumerate(self.ids.tolist())}
+        wanted = [str(image_id) for image_id in ids]
+        found = [rows[i] for i in wanted if i in rows]
+        missing = [i for i in wanted if i not in rows]
+        return ImageSet(self.directory, self.ids[found], self.files[found]), missing
+
+
+def find_images(directory: str | os.PathLike[str]) -> ImageSet:
+    """All image files below a directory, sorted by id (the file name without its ending).
+
+    Raises
+    ------
+    InputError
+        If the directory does not exist, holds no image file, or two files have one id.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such directory of images; check --images")
+    found: list[tuple[str, str]] = []
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        for name in names:
+            stem, ending = os.path.splitext(name)
+            if ending.lower() in EXTENSIONS:
+                found.append((stem, os.path.relpath(os.path.join(folder, name), root)))
+    if not found:
+        known = " ".join(sorted(EXTENSIONS))
+        raise InputError(f"{root}: no image files below it; looked for {known}")
+    found.sort()
+    for (left, left_file), (right, right_file) in zip(found, found[1:], strict=False):
+        if left == right:
+            raise InputError(
+                f"{root}: two files have the id {left!r}: {left_file} and {right_file}; "
+                "remove or rename one"
+            )
+    ids, files = zip(*found, strict=True)
+    return ImageSet(root, np.array(ids), np.array(files))
+
+
+def read_ids(path: str | os.PathLike[str]) -> list[str]:
+    """Ids from a text file, one a line; only the first comma-separated field of a line counts.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, empty, or names an id twice.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a list of ids: {error}") from error
+    ids = [line.split(",")[0].strip() for line in lines if line.strip()]
+    if ids and ids[0].lower() in {"imageid", "image_id", "id"}:
+        ids = ids[1:]
+    if not ids:
+        raise InputError(f"{path}: no ids in it; expected one id a line")
+    if len(set(ids)) < len(ids):
+        twice = next(i for i, count in Counter(ids).items() if count > 1)
+        raise InputError(f"{path}: the id {twice!r} stands twice; remove one")
+    return ids
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Deep greyscale to 8 bits, keeping the relation of the values."""
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F" and values.size and np.isfinite(values).all() and values.max() <= 1.0:
+        scaled = values * 255.0
+    elif image.mode.startswith("I"):
+        scaled = values / 257.0 if values.size and values.max() > 255 else values
+    else:
+        scaled = values
+    return Image.fromarray(np.nan_to_num(scaled).clip(0, 255).round().astype(np.uint8))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGB", "L"):
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return _to_8_bits(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(paper, image)
+    return image.convert("RGB")
+
+
+def decode(path: str | os.PathLike[str]) -> Image.Image:
+    """Decode one image file, upright, as mode RGB or L; of an animation its first frame.
+
+    Deep greys are scaled to 8 bits, transparency is laid on white, CMYK and palettes are converted.
+
+    Raises
+    ------
+    UnreadableImage
+        Missing, empty, truncated, damaged, not an image, or so large that decoding it
+        could exhaust memory (Pillow's limit for decompression bombs).
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from half its hard limit on; below the limit the image is used.
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except DECODE_ERRORS as error:
+        if isinstance(error, FileNotFoundError):
+            reason = "the file does not exist"
+        elif isinstance(error, OSError) and os.path.exists(path) and not os.path.getsize(path):
+            reason = "the file is empty"
+        else:
+            reason = str(error).replace(str(path), "the file") or type(error).__name__
+        raise UnreadableImage(" ".join(reason.split())) from error

@@ -1,0 +1,253 @@
+"""What is inside a cache file, and where?
+
+One HDF5 file holds one network x one image set. With n images, v views, d
+features and K classes:
+
+=============================  ===================  =====================================
+object                         shape, type          meaning
+=============================  ===================  =====================================
+``/features``                  (n, v, d) float16    contiguous, no filters
+``/ids``, ``/views``           (n,), (v,) utf-8     names of rows and of views
+``/valid``                     (n,) bool            False: unreadable image, row of zeros
+``/skipped/id``, ``reason``    utf-8                one entry for each invalid row
+``/labels/indptr, indices``    CSR                  positives; the group may be absent
+``/labels/data``               float16              only where some confidence is < 1
+``/labels/negative/...``       CSR                  verified negatives, if any are known
+``/labels/known``              (n,) bool            False: no entry in any label file
+``/labels/outside``            (n,) int32           true labels outside the classes, if any
+``/classes/id``, ``name``      (K,) utf-8
+``/blocks/start``, ``sha256``  int64, utf-8         hash of the bytes of each run of rows
+``/head/weight``, ``bias``     (K, d), (K,)         float32, the network's last layer
+``provenance``                 attribute            JSON
+``format``                     attribute            version of this table
+=============================  ===================  =====================================
+
+Strings have a fixed length, and every dataset is contiguous: a reader maps the
+file once and is done, whatever its size. `format` is written last, so that a
+file without it is unfinished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from featcache.contents import CacheContents, decoded, encoded, plain
+from featcache.errors import InputError
+
+FORMAT = 1
+FEATURE_DTYPE = np.dtype("<f2")
+REASON_LENGTH = 200
+
+# The extent of each dataset: n images, v views, d features, K classes, others as they come.
+_SHAPES = {
+    "ids": "n",
+    "views": "v",
+    "valid": "n",
+    "skipped/id": "s",
+    "skipped/reason": "s",
+    "classes/id": "K",
+    "classes/name": "K",
+    "head/weight": "Kd",
+    "head/bias": "K",
+    "labels/indptr": "m",
+    "labels/indices": "p",
+    "labels/data": "p",
+    "labels/negative/indptr": "m",
+    "labels/negative/indices": "q",
+    "labels/known": "n",
+    "labels/outside": "n",
+    "blocks/start": "b",
+    "blocks/sha256": "b",
+}
+_REQUIRED = (
+    "ids",
+    "views",
+    "valid",
+    "skipped/id",
+    "skipped/reason",
+    "blocks/start",
+    "blocks/sha256",
+)
+
+
+# ------------------------------------------------------------------- writing
+
+
+def create(path: Path, contents: CacheContents) -> int:
+    """Write an unfinished cache: all of `contents`, and room for the features.
+
+    Returns
+    -------
+    offset : int
+        First byte of ``/features``, whose n * v * d * 2 bytes can then be
+        written without HDF5.
+    """
+    with h5py.File(path, "w") as file:
+        for name, value in contents.arrays().items():
+            file.create_dataset(name, data=value)
+        # Early allocation fixes the place; no fill, since every row is written anyway.
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_layout(h5py.h5d.CONTIGUOUS)
+        plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        kind = h5py.h5t.py_create(FEATURE_DTYPE, logical=True)
+        space = h5py.h5s.create_simple(contents.shape)
+        offset = h5py.h5d.create(file.id, b"features", kind, space, plist).get_offset()
+    assert offset is not None  # contiguous and allocated
+    return int(offset)
+
+
+def complete(
+    path: Path,
+    contents: CacheContents,
+    bad: Mapping[int, str],
+    blocks: Sequence[tuple[int, str]],
+    provenance: Mapping[str, Any],
+) -> None:
+    """Add what is known at the end: bad rows and why, (start, sha256) of blocks, provenance."""
+    rows = sorted(bad)
+    valid = np.ones(len(contents.ids), bool)
+    valid[rows] = False
+    reasons = np.array([_printable(bad[row]) for row in rows], dtype=np.str_)
+    with h5py.File(path, "r+") as file:
+        file["valid"] = valid
+        file["skipped/id"] = encoded("image id", contents.ids[rows])
+        file["skipped/reason"] = encoded("reason", reasons)
+        file["blocks/start"] = np.array([start for start, _ in blocks], "<i8")
+        file["blocks/sha256"] = encoded("hash", np.array([digest for _, digest in blocks]))
+        file.attrs["provenance"] = json.dumps(plain(dict(provenance)))
+        file.attrs["format"] = FORMAT
+
+
+def _printable(reason: str) -> str:
+    line = " ".join(reason.split())[:REASON_LENGTH] or "no reason given"
+    return line.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+# ------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True, eq=False)
+class CacheFile:
+    """A finished cache, mapped; nothing of it was read but its table of contents.
+
+    Attributes
+    ----------
+    features : (n, v, d) float16 memmap
+    arrays : dict
+        The other datasets by path, read-only views of the same map; texts encoded.
+    offset : int
+        First byte of the features in the file.
+    """
+
+    path: Path
+    features: np.ndarray
+    offset: int
+    arrays: Mapping[str, np.ndarray]
+    provenance: Mapping[str, Any]
+
+    def blocks(self) -> list[tuple[int, str]]:
+        """(first row, SHA-256 of the bytes) of each run of rows."""
+        starts, hashes = self.arrays["blocks/start"], decoded(self.arrays["blocks/sha256"])
+        return list(zip(starts.tolist(), hashes.tolist(), strict=True))
+
+
+def read(path: str | os.PathLike[str]) -> CacheFile:
+    """Map a cache file. O(number of datasets), whatever their sizes.
+
+    Raises
+    ------
+    InputError
+        If `path` is missing, unfinished, of a newer format, damaged or no cache.
+    """
+    path = Path(path)
+    _refuse_missing(path)
+    try:
+        with h5py.File(path, "r") as file:
+            _refuse_foreign(path, file)
+            raw = np.memmap(path, np.uint8, "r")
+            found = {name: file[name] for name in _SHAPES if name in file}
+            arrays = {name: np.asarray(_mapped(raw, item)) for name, item in found.items()}
+            features = _mapped(raw, file["features"])
+            offset = file["features"].id.get_offset()
+            provenance = json.loads(file.attrs["provenance"])
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: not a readable cache ({reason}); make or copy it again"
+        ) from None
+    _audit(path, features, arrays)
+    return CacheFile(path, features, offset, arrays, provenance)
+
+
+def _refuse_missing(path: Path) -> None:
+    if path.is_file():
+        return
+    partial = path.with_name(path.name + ".partial")
+    if partial.exists():
+        raise InputError(
+            f"{path}: only the unfinished {partial.name} is there; "
+            "run the command that makes it again, it goes on where it stopped"
+        )
+    raise InputError(f"{path}: no such file; make it with `featcache extract`")
+
+
+def _refuse_foreign(path: Path, file: h5py.File) -> None:
+    if "features" not in file or not isinstance(file["features"], h5py.Dataset):
+        raise InputError(f"{path}: no cache of features; make one with `featcache extract`")
+    if "format" not in file.attrs:
+        raise InputError(
+            f"{path}: an unfinished cache, or one of another program; "
+            "run the command that makes it again"
+        )
+    version = file.attrs["format"]
+    if version > FORMAT:
+        raise InputError(
+            f"{path}: cache format {version}, this featcache reads up to {FORMAT}; "
+            "install a newer featcache"
+        )
+    features = file["features"]
+    if features.ndim != 3 or features.dtype != FEATURE_DTYPE or features.id.get_offset() is None:
+        raise InputError(
+            f"{path}: features are {features.dtype} of shape {features.shape}, expected "
+            "contiguous, uncompressed float16 (n, v, d); write it with FeatureCache.write"
+        )
+
+
+def _mapped(raw: np.memmap, dataset: h5py.Dataset) -> np.ndarray:
+    offset = dataset.id.get_offset()
+    if offset is None:  # empty, or stored otherwise by another program
+        return dataset[()]
+    stop = offset + dataset.size * dataset.dtype.itemsize
+    if stop > len(raw):
+        raise OSError(f"{len(raw)} bytes, {dataset.name} alone ends at {stop}")
+    return raw[offset:stop].view(dataset.dtype).reshape(dataset.shape)
+
+
+def _audit(path: Path, features: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+    missing = [name for name in _REQUIRED if name not in arrays]
+    if missing:
+        raise InputError(f"{path}: damaged, /{missing[0]} is missing; make or copy it again")
+    sizes = dict(zip("nvd", features.shape, strict=True)) | {"m": len(features) + 1}
+    for name, value in arrays.items():
+        symbols = _SHAPES[name]
+        if len(symbols) == value.ndim:
+            expected = tuple(
+                sizes.setdefault(symbol, length)
+                for symbol, length in zip(symbols, value.shape, strict=True)
+            )
+        else:
+            expected = tuple(sizes.get(symbol, 0) for symbol in symbols)
+        if value.shape != expected:
+            raise InputError(
+                f"{path}: damaged, /{name} has shape {value.shape}, expected {expected}; "
+                "make or copy it again"
+            )

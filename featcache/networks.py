@@ -1,0 +1,189 @@
+"""Build image networks, and tell the last linear layer and what feeds it."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from torch import nn
+
+from featcache.errors import InputError
+from featcache.views import Preprocessing, load_object
+
+# Convolutions in channels-last order are faster for all but this one.
+CONTIGUOUS = frozenset({"senet154"})
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What is needed to build a network again.
+
+    Attributes
+    ----------
+    arch : str
+        A timm model name, or ``package.module:factory`` called with ``num_classes=K`` and kwargs.
+    num_classes : int
+        Outputs of the last layer, K.
+    kwargs : dict
+        Passed on to the factory.
+    """
+
+    arch: str
+    num_classes: int
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """The network with fresh random weights.
+
+        Raises
+        ------
+        InputError
+            If the name is unknown, the keyword arguments do not fit, or no linear last layer
+            with ``num_classes`` outputs can be told.
+        """
+        if ":" in self.arch:
+            factory = load_object(self.arch, "--arch")
+        else:
+            if not timm.is_model(self.arch):
+                close = difflib.get_close_matches(self.arch, timm.list_models(), 3)
+                hint = f"; did you mean {' or '.join(close)}?" if close else ""
+                raise InputError(
+                    f"--arch {self.arch!r} is not a timm model{hint or '; see timm.list_models()'} "
+                    "(a network of your own is given as package.module:factory)"
+                )
+            factory = timm_factory(self.arch)
+        try:
+            network = factory(num_classes=self.num_classes, **self.kwargs)
+        except TypeError as error:
+            raise InputError(f"--arch {self.arch!r} with {self.kwargs}: {error}") from error
+        if not isinstance(network, nn.Module):
+            raise InputError(
+                f"--arch {self.arch!r} returned {type(network).__name__}, no nn.Module"
+            )
+        classifier(network, self)
+        return network
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The order of memory in which the network's convolutions are fastest."""
+        return torch.contiguous_format if self.arch in CONTIGUOUS else torch.channels_last
+
+
+def timm_factory(arch: str) -> Any:
+    """A factory of an untrained timm model."""
+    return lambda **kwargs: timm.create_model(arch, pretrained=False, **kwargs)
+
+
+def classifier_name(network: nn.Module, spec: NetworkSpec) -> str:
+    """Dotted name of the last linear layer: timm's own, else the last with K outputs.
+
+    Raises
+    ------
+    InputError
+        If there is none, so that penultimate features cannot be told.
+    """
+    named = {id(module): name for name, module in network.named_modules()}
+    if hasattr(network, "get_classifier"):
+        last = network.get_classifier()
+        if isinstance(last, nn.Linear) and id(last) in named:
+            return named[id(last)]
+    linear = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == spec.num_classes
+    ]
+    if not linear:
+        raise InputError(
+            f"--arch {spec.arch!r} has no linear last layer with {spec.num_classes} outputs, "
+            "so its penultimate features cannot be told; choose a network that ends in nn.Linear"
+        )
+    return linear[-1]
+
+
+def classifier(network: nn.Module, spec: NetworkSpec) -> nn.Linear:
+    """The last linear layer itself."""
+    layer = network.get_submodule(classifier_name(network, spec))
+    if not isinstance(layer, nn.Linear):
+        raise InputError(
+            f"--arch {spec.arch!r}: the last layer is {type(layer).__name__}, no nn.Linear"
+        )
+    return layer
+
+
+@contextmanager
+def recorded_features(layer: nn.Linear) -> Iterator[list[torch.Tensor]]:
+    """While open, every forward pass leaves the layer's input in the yielded list."""
+    inputs: list[torch.Tensor] = []
+
+    def record(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        inputs[:] = [arguments[0]]
+
+    handle = layer.register_forward_pre_hook(record)
+    try:
+        yield inputs
+    finally:
+        handle.remove()
+
+
+def resolve_preprocessing(network: nn.Module, image_size: int) -> Preprocessing:
+    """timm's mean and standard deviation for this network; size as asked; no margin cropped."""
+    if hasattr(network, "default_cfg") or hasattr(network, "pretrained_cfg"):
+        data = resolve_data_config({}, model=network)
+        mean, std = tuple(data["mean"]), tuple(data["std"])
+        return Preprocessing(image_size=image_size, mean=mean, std=std)
+    return Preprocessing(image_size=image_size)
+
+
+def network_id(network: nn.Module, preprocessing: Preprocessing, layer: str) -> str:
+    """sha256 of the sorted state dict's bytes, the preprocessing and the feature layer."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}:{values.dtype}:{tuple(values.shape)}\n".encode())
+        digest.update(values.view(-1).view(torch.uint8).numpy().tobytes())
+    digest.update(json.dumps(asdict(preprocessing), sort_keys=True).encode())
+    digest.update(layer.encode())
+    return digest.hexdigest()
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` is CUDA where there is one.
+
+    Raises
+    ------
+    InputError
+        If CUDA is asked for and absent.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no CUDA device; use --device cpu")
+    return torch.device(device)
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``auto`` is bf16 on CUDA and float32 on a CPU."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" else "float32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively, so that bf16 is faster than float32."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def autocast(precision: str, device: torch.device) -> Any:
+    """A context for forward passes in that precision."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()

@@ -1,0 +1,271 @@
+"""Deterministic renderings of an image: its views, and the augmentations that make them.
+
+An *augmentation* is a function ``(image, size, rng) -> image``: from a decoded PIL image
+(mode RGB or L) to one of ``size`` x ``size`` pixels, drawing all its chance from the
+numpy generator ``rng``. The same functions serve training and extraction.
+A *recipe* is a list of named views, of which the first is always ``eval``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import v2
+
+from featcache.errors import InputError
+
+Augmentation = Callable[[Image.Image, int, np.random.Generator], Image.Image]
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a decoded image becomes the network's input; recorded in every run and cache.
+
+    Attributes
+    ----------
+    image_size : int
+        Side of the square input in pixels.
+    crop : float
+        Share of the resized shorter side that the central crop keeps.
+    interpolation : str
+        ``nearest``, ``bilinear``, ``bicubic`` or ``lanczos``.
+    mean, std : tuple of float
+        Of each channel, on the scale [0, 1].
+    """
+
+    image_size: int = 224
+    crop: float = 1.0
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def frame(
+        self, image: Image.Image, crop: float | None = None, at: tuple[float, float] = (0.5, 0.5)
+    ) -> Image.Image:
+        """Cut the square of ``crop`` times the shorter side at a relative place and resize it."""
+        size = self.image_size
+        crop = self.crop if crop is None else crop
+        if image.size == (size, size) and crop == 1.0:
+            return image
+        side = min(image.size) * crop
+        left, top = (image.width - side) * at[0], (image.height - side) * at[1]
+        box = (left, top, left + side, top + side)
+        return image.resize((size, size), RESAMPLING[self.interpolation], box=box)
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """(3, h, w) uint8; grey images are repeated over the channels."""
+    pixels = np.asarray(image.convert("RGB") if image.mode not in ("RGB", "L") else image)
+    if pixels.ndim == 2:
+        return np.broadcast_to(pixels, (3, *pixels.shape))
+    return pixels.transpose(2, 0, 1)
+
+
+def normalise(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """(b, 3, h, w) uint8 -> float32 on the same device: (x / 255 - mean) / std."""
+    shape = (1, -1, 1, 1)
+    mean = torch.tensor(preprocessing.mean, device=pixels.device).view(shape) * 255
+    std = torch.tensor(preprocessing.std, device=pixels.device).view(shape) * 255
+    return (pixels.float() - mean) / std
+
+
+def generator(*keys: object) -> np.random.Generator:
+    """A generator that is a function of the keys alone, on every machine."""
+    digest = hashlib.sha256("\x1f".join(map(str, keys)).encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+def _torchvision(transform: v2.Transform) -> Augmentation:
+    """torchvision draws from torch's global generator: seed it for the call, then restore it."""
+
+    def augment(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
+        del size  # fixed when the transform was made
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**63)))
+            result: Image.Image = transform(image)
+        return result
+
+    return augment
+
+
+def photo(size: int, flip: bool = True, magnitude: int = 0) -> Augmentation:
+    """Random resized crop, mirror image, colour; RandAugment on top when magnitude > 0."""
+    steps: list[Any] = [v2.RandomResizedCrop(size, scale=(0.35, 1.0), antialias=True)]
+    if flip:
+        steps.append(v2.RandomHorizontalFlip())
+    steps.append(v2.ColorJitter(0.3, 0.3, 0.3))
+    if magnitude:
+        steps.append(v2.RandAugment(num_ops=2, magnitude=magnitude))
+    return _torchvision(v2.Compose(steps))
+
+
+def strong(size: int) -> Augmentation:
+    """A mild crop, RandAugment and, one time in four, an erased patch; never a mirror image."""
+    return _torchvision(
+        v2.Compose(
+            [
+                v2.RGB(),
+                v2.RandomResizedCrop(size, scale=(0.7, 1.0), ratio=(0.85, 1.18), antialias=True),
+                v2.RandAugment(num_ops=2, magnitude=6),
+                v2.PILToTensor(),
+                v2.RandomErasing(p=0.25, scale=(0.02, 0.12), value=128),
+                v2.ToPILImage(),
+            ]
+        )
+    )
+
+
+def load_object(name: str, what: str) -> Any:
+    """The object behind ``package.module:attribute``.
+
+    Raises
+    ------
+    InputError
+        If the module cannot be imported or has no such attribute.
+    """
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(f"{what} {name!r}: cannot import {module_name!r} ({error})") from error
+    if not hasattr(module, attribute):
+        raise InputError(f"{what} {name!r}: {module_name} has no {attribute!r}")
+    return getattr(module, attribute)
+
+
+def augmentation(name: str, preprocessing: Preprocessing) -> Augmentation:
+    """``none``, ``photo``, ``photo-strong``, ``strong``, or ``package.module:function``.
+
+    Raises
+    ------
+    InputError
+        If there is no such augmentation.
+    """
+    size = preprocessing.image_size
+    if ":" in name:
+        found: Augmentation = load_object(name, "augmentation")
+        return found
+    if name == "none":
+        return lambda image, size, rng: preprocessing.frame(image)
+    if name == "photo":
+        return photo(size)
+    if name == "photo-strong":
+        return photo(size, magnitude=9)
+    if name == "strong":
+        return strong(size)
+    raise InputError(
+        f"augmentation {name!r} is unknown; "
+        "use none, photo, photo-strong, strong or package.module:function"
+    )
+
+
+def _tta(preprocessing: Preprocessing) -> dict[str, Augmentation]:
+    """Mirror image, a closer crop in the centre and in the four corners."""
+    close = 0.85 * preprocessing.crop
+    corners = {
+        "top-left": (0, 0),
+        "top-right": (1, 0),
+        "bottom-left": (0, 1),
+        "bottom-right": (1, 1),
+    }
+    views: dict[str, Augmentation] = {
+        "flip": lambda image, size, rng: ImageOps.mirror(preprocessing.frame(image)),
+        "close": lambda image, size, rng: preprocessing.frame(image, close),
+    }
+    for name, at in corners.items():
+        views[name] = _crop(preprocessing, close, at)
+    return views
+
+
+def _crop(preprocessing: Preprocessing, crop: float, at: tuple[float, float]) -> Augmentation:
+    return lambda image, size, rng: preprocessing.frame(image, crop, at)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Named views of an image; the first is the plain ``eval`` view.
+
+    Attributes
+    ----------
+    name : str
+        ``eval``, ``tta`` (mirror image and crops), ``strong`` (random), or
+        ``package.module:function`` of an augmentation.
+    seed : int
+        Of everything random in the views.
+    count : int
+        Random views beside the plain one; without effect for ``eval`` and ``tta``.
+    preprocessing : Preprocessing
+        Of the network.
+    """
+
+    name: str
+    seed: int
+    count: int
+    preprocessing: Preprocessing
+
+    def augmentations(self) -> dict[str, Augmentation]:
+        """What makes each view, by the view's name, in order.
+
+        Raises
+        ------
+        InputError
+            If there is no such recipe, or a random one is to have no views.
+        """
+        views = {"eval": augmentation("none", self.preprocessing)}
+        if self.name == "tta":
+            views |= _tta(self.preprocessing)
+        elif self.name == "strong" or ":" in self.name:
+            if self.count < 1:
+                raise InputError(f"--view-count {self.count}: a random recipe needs at least 1")
+            stem = self.name.rpartition(":")[2]
+            random = augmentation(self.name, self.preprocessing)
+            views |= {f"{stem}-{k}": random for k in range(1, self.count + 1)}
+        elif self.name != "eval":
+            raise InputError(
+                f"view recipe {self.name!r} is unknown; "
+                "use eval, tta, strong or package.module:function"
+            )
+        return views
+
+    def render(
+        self, image: Image.Image, image_id: str, augmentations: dict[str, Augmentation]
+    ) -> np.ndarray:
+        """All views of one decoded image, (v, 3, size, size) uint8.
+
+        A view depends on (recipe, seed, image id, name of the view) alone.
+        """
+        size = self.preprocessing.image_size
+        rendered = np.empty((len(augmentations), 3, size, size), np.uint8)
+        for k, (view, augment) in enumerate(augmentations.items()):
+            rng = generator(self.name, self.seed, image_id, view)
+            rendered[k] = to_array(checked(augment(image, size, rng), size, self.name))
+        return rendered
+
+
+def checked(image: Image.Image, size: int, name: str) -> Image.Image:
+    """The image, if an augmentation has made it of the promised size.
+
+    Raises
+    ------
+    InputError
+        Naming the augmentation and both sizes.
+    """
+    if image.size != (size, size):
+        raise InputError(
+            f"augmentation {name!r} made an image of {image.width} x {image.height} pixels; "
+            f"it must return {size} x {size}"
+        )
+    return image

@@ -1,0 +1,138 @@
+"""What scores, truth, masks and weights must look like; they are refused or made uniform here.
+
+Truth Y is (n, K), dense or sparse, {0, 1}. An entry is unknown where `mask` is
+False or a dense Y is NaN.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from scipy.sparse import csr_matrix, issparse
+
+Matrix: TypeAlias = "np.ndarray | csr_matrix"
+
+
+def check_scores(P: np.ndarray, name: str = "P") -> np.ndarray:
+    """P as a dense, finite, floating (n, K) array; never copied if it is one already.
+
+    Raises
+    ------
+    ValueError
+        Naming row and label of the first score that is NaN or infinite.
+    """
+    if issparse(P):
+        raise ValueError(f"{name} is sparse; give dense scores of shape (n, K)")
+    P = np.asarray(P)
+    if P.dtype.kind != "f":
+        P = P.astype(np.float64)
+    if P.ndim != 2:
+        raise ValueError(f"{name} has shape {P.shape}; expected (n, K)")
+    finite = np.isfinite(P)
+    if not finite.all():
+        row, label = np.argwhere(~finite)[0]
+        raise ValueError(
+            f"{name} is {P[row, label]} at row {row}, label {label}; scores must be finite"
+        )
+    return P
+
+
+def check_truth(
+    Y: Matrix, mask: Matrix | None, shape: tuple[int, int] | None = None, soft: bool = False
+) -> tuple[csr_matrix, Matrix | None]:
+    """Known positives as CSR, and which entries are known (None: all).
+
+    Parameters
+    ----------
+    Y : (n, K), dense or sparse
+        Truth in {0, 1}, or in [0, 1] if `soft`; NaN (dense) is unknown.
+    mask : (n, K), dense or sparse, or None
+        True where the entry is known.
+    shape : (int, int), optional
+        What the shape of Y must be.
+    soft : bool
+        Whether targets between 0 and 1 are allowed.
+
+    Returns
+    -------
+    Y : csr_matrix of shape (n, K), float64
+        Without explicit zeros and unknown entries; sorted indices.
+    known : ndarray or csr_matrix of shape (n, K), bool, or None
+    """
+    known = None if mask is None else check_boolean(mask, "mask")
+    if not issparse(Y):
+        Y = np.asarray(Y)
+        if Y.ndim != 2:
+            raise ValueError(f"Y has shape {Y.shape}; expected (n, K)")
+        if Y.dtype.kind == "f" and (missing := np.isnan(Y)).any():
+            known = _both(known, ~missing)
+            Y = np.where(missing, 0, Y)
+    if shape is not None and Y.shape != shape:
+        raise ValueError(f"Y has shape {Y.shape}, but the scores have shape {shape}")
+    if known is not None and known.shape != Y.shape:
+        raise ValueError(f"mask has shape {known.shape}, but Y has shape {Y.shape}")
+    truth = csr_matrix(Y, dtype=np.float64)
+    if not truth.has_canonical_format or np.any(truth.data == 0):
+        truth = truth.copy()
+        truth.sum_duplicates()
+        truth.eliminate_zeros()
+    wrong = ~((truth.data > 0) & (truth.data <= 1)) if soft else truth.data != 1
+    if wrong.any():
+        row, label = (axis[wrong.argmax()] for axis in truth.nonzero())
+        expected = "[0, 1]" if soft else "{0, 1}"
+        raise ValueError(
+            f"Y is {truth.data[wrong.argmax()]} at row {row}, label {label}; expected {expected}"
+        )
+    return (truth if known is None else csr_matrix(truth.multiply(known))), known
+
+
+def check_boolean(matrix: Matrix, name: str) -> Matrix:
+    """A matrix (n, K) as bool: CSR if it is sparse, else an array."""
+    if issparse(matrix):
+        return csr_matrix(matrix, dtype=bool)
+    matrix = np.asarray(matrix)
+    if matrix.ndim != 2:
+        raise ValueError(f"{name} has shape {matrix.shape}; expected (n, K)")
+    return matrix.astype(bool, copy=False)
+
+
+def _both(first: Matrix | None, second: np.ndarray) -> Matrix:
+    if first is None:
+        return second
+    if first.shape != second.shape:
+        raise ValueError(f"mask has shape {first.shape}, but Y has shape {second.shape}")
+    return first & second if isinstance(first, np.ndarray) else csr_matrix(first.multiply(second))
+
+
+def check_weights(sample_weight: np.ndarray | None, n: int) -> np.ndarray:
+    """Sample weights as (n,) float64, ones if None; negative, NaN or all zero is refused."""
+    if sample_weight is None:
+        return np.ones(n)
+    weights = np.asarray(sample_weight, dtype=np.float64)
+    if weights.shape != (n,):
+        raise ValueError(f"sample_weight has shape {weights.shape}; expected ({n},)")
+    bad = ~(np.isfinite(weights) & (weights >= 0))
+    if bad.any():
+        row = bad.argmax()
+        raise ValueError(f"sample_weight is {weights[row]} at row {row}; expected finite, >= 0")
+    if n and not weights.any():
+        raise ValueError("sample_weight is zero everywhere; give at least one row a weight")
+    return weights
+
+
+def check_missed(missed: np.ndarray | None, n: int) -> np.ndarray:
+    """Counts of true labels outside the classes as (n,) float64, zeros if None."""
+    if missed is None:
+        return np.zeros(n)
+    counts = np.asarray(missed, dtype=np.float64)
+    if counts.shape != (n,) or not np.all(counts >= 0):
+        raise ValueError(f"missed must be {n} counts >= 0, one a row; got shape {counts.shape}")
+    return counts
+
+
+def check_beta(beta: float) -> float:
+    """`beta` if it is a positive, finite number."""
+    if not 0 < beta < np.inf:
+        raise ValueError(f"beta is {beta}; expected a positive number")
+    return float(beta)

@@ -1,0 +1,352 @@
+"""How good are label sets and probabilities, image by image and label by label?
+
+In all functions Y is the truth: (n, K), dense or sparse, {0, 1}. An entry is
+unknown where `mask` is False or a dense Y is NaN; unknown entries count
+neither as truth nor as prediction.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from heads.inputs import (
+    Matrix,
+    check_beta,
+    check_boolean,
+    check_missed,
+    check_scores,
+    check_truth,
+    check_weights,
+)
+
+_BLOCK = 1 << 22  # entries of P that are held in float64 at once
+
+
+# ---------------------------------------------------------------- label sets
+
+
+def fbeta(
+    right: np.ndarray, true: np.ndarray, predicted: np.ndarray, beta: float, empty: float = 1.0
+) -> np.ndarray:
+    """F-beta from counts: (1 + b^2) right / (b^2 true + predicted); `empty` where 0/0."""
+    below = beta**2 * true + predicted
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(below > 0, (1 + beta**2) * right / below, empty)
+
+
+def _counts(
+    Y: Matrix, Yhat: Matrix, mask: Matrix | None
+) -> tuple[csr_matrix, csr_matrix, csr_matrix]:
+    """Right, true and predicted entries, the unknown ones left out; (n, K) CSR each."""
+    truth, known = check_truth(Y, mask)
+    predicted = csr_matrix(check_boolean(Yhat, "Yhat"), dtype=np.float64)
+    if predicted.shape != truth.shape:
+        raise ValueError(f"Yhat has shape {predicted.shape}, but Y has shape {truth.shape}")
+    if known is not None:
+        predicted = csr_matrix(predicted.multiply(known))
+    return csr_matrix(truth.multiply(predicted)), truth, predicted
+
+
+def _sum(matrix: csr_matrix, axis: int) -> np.ndarray:
+    return np.asarray(matrix.sum(axis=axis)).ravel()
+
+
+def fbeta_per_image(
+    Y: Matrix,
+    Yhat: Matrix,
+    beta: float = 2,
+    mask: Matrix | None = None,
+    missed: np.ndarray | None = None,
+    empty: float = 1.0,
+) -> np.ndarray:
+    """F-beta of each image: (1 + b^2) TP_i / (b^2 |y_i| + |yhat_i|).
+
+    Parameters
+    ----------
+    Y, Yhat : (n, K), dense or sparse, bool or {0, 1}
+        True and predicted labels. Sparse input is never made dense.
+    beta : float
+        Recall counts beta times as much as precision.
+    mask : (n, K), dense or sparse, optional
+        True where the label is known.
+    missed : (n,) array of counts, optional
+        True labels of each image outside the K classes; added to |y_i|.
+    empty : float
+        Score of an image that has neither true nor predicted labels.
+
+    Returns
+    -------
+    ndarray of shape (n,), float64
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree or Y holds anything but 0, 1 and NaN.
+    """
+    right, truth, predicted = _counts(Y, Yhat, mask)
+    true = _sum(truth, 1) + check_missed(missed, truth.shape[0])
+    return fbeta(_sum(right, 1), true, _sum(predicted, 1), check_beta(beta), empty)
+
+
+def mean_fbeta(
+    Y: Matrix,
+    Yhat: Matrix,
+    beta: float = 2,
+    mask: Matrix | None = None,
+    missed: np.ndarray | None = None,
+    empty: float = 1.0,
+    sample_weight: np.ndarray | None = None,
+) -> float:
+    """Weighted mean of :func:`fbeta_per_image` over images."""
+    values = fbeta_per_image(Y, Yhat, beta, mask, missed, empty)
+    return weighted_mean(values, check_weights(sample_weight, len(values)))
+
+
+def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
+    """sum_i a_i v_i / sum_i a_i of at least one value."""
+    if not len(values):
+        raise ValueError("there are no images; a mean needs at least one")
+    return float(weights @ values / weights.sum())
+
+
+def macro_fbeta(
+    Y: Matrix,
+    Yhat: Matrix,
+    beta: float = 2,
+    mask: Matrix | None = None,
+    empty: float = 1.0,
+    sample_weight: np.ndarray | None = None,
+) -> float:
+    """Mean over classes of the F-beta of each; `empty` for one neither true nor predicted."""
+    counts = _counts(Y, Yhat, mask)
+    weights = check_weights(sample_weight, counts[0].shape[0])
+    right, true, predicted = (matrix.T @ weights for matrix in counts)
+    values = fbeta(right, true, predicted, check_beta(beta), empty)
+    return weighted_mean(values, np.ones(len(values)))
+
+
+def micro_fbeta(
+    Y: Matrix,
+    Yhat: Matrix,
+    beta: float = 2,
+    mask: Matrix | None = None,
+    missed: np.ndarray | None = None,
+    empty: float = 1.0,
+    sample_weight: np.ndarray | None = None,
+) -> float:
+    """F-beta of the counts summed over images and classes; `missed` adds to the true ones."""
+    counts = _counts(Y, Yhat, mask)
+    weights = check_weights(sample_weight, counts[0].shape[0])
+    right, true, predicted = (weights @ _sum(matrix, 1) for matrix in counts)
+    true = true + weights @ check_missed(missed, len(weights))
+    return float(fbeta(right, true, predicted, check_beta(beta), empty))
+
+
+# -------------------------------------------------------------------- scores
+
+
+def average_precision(
+    Y: Matrix,
+    P: np.ndarray,
+    average: Literal["macro", "micro"] | None = "macro",
+    mask: Matrix | None = None,
+    sample_weight: np.ndarray | None = None,
+) -> float | np.ndarray:
+    """Average precision, sum_j (R_j - R_{j-1}) Prec_j over the distinct scores of positives.
+
+    Parameters
+    ----------
+    Y : (n, K), dense or sparse
+    P : (n, K), dense
+        Any scores; only their order counts, equal ones move together.
+    average : {"macro", "micro", None}
+        Mean over classes, all entries as one list, or each class by itself.
+    mask, sample_weight : optional
+        As everywhere in this module.
+
+    Returns
+    -------
+    float, or ndarray of shape (K,)
+        A class without a known positive has no average precision: it is NaN,
+        and left out of the macro mean (NaN if no class has one).
+
+    Notes
+    -----
+    O(n K log positives): the scores are binned between those of the positives
+    and never sorted.
+    """
+    P = check_scores(P)
+    truth, known = check_truth(Y, mask, P.shape)
+    weights = check_weights(sample_weight, P.shape[0])
+    if average == "micro":
+        return _micro_precision(truth, P, known, weights)
+    if average not in ("macro", None):
+        raise ValueError(f"average is {average!r}; expected 'macro', 'micro' or None")
+    columns = truth.tocsc()
+    values = np.full(P.shape[1], np.nan)
+    for label in np.flatnonzero(np.diff(columns.indptr)).tolist():
+        rows = columns.indices[columns.indptr[label] : columns.indptr[label + 1]]
+        scores, w = P[:, label], weights
+        if known is not None:
+            w = weights * _column(known, label)
+        values[label] = _precision(scores[rows], w[rows], scores, w)
+    if average is None:
+        return values
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else np.nan
+
+
+def _column(matrix: Matrix, label: int) -> np.ndarray:
+    if isinstance(matrix, np.ndarray):
+        return matrix[:, label]
+    return matrix[:, [label]].toarray().ravel()
+
+
+def _micro_precision(
+    truth: csr_matrix, P: np.ndarray, known: Matrix | None, weights: np.ndarray
+) -> float:
+    rows, labels = truth.nonzero()
+    if known is None:
+        scores, w = P.ravel(), np.repeat(weights, P.shape[1])
+    else:
+        at = known.nonzero()
+        scores, w = P[at], weights[at[0]]
+    return _precision(P[rows, labels], weights[rows], scores, w)
+
+
+def _precision(
+    positive: np.ndarray, positive_weight: np.ndarray, scores: np.ndarray, weights: np.ndarray
+) -> float:
+    """Average precision of one list; `positive` are the scores among `scores` that are true."""
+    cuts = np.unique(positive)
+    total_right = positive_weight.sum()
+    if not total_right > 0:
+        return np.nan
+
+    def at_least(values: np.ndarray, w: np.ndarray) -> np.ndarray:
+        bins = np.searchsorted(cuts, values, side="right")
+        return np.bincount(bins, w, minlength=len(cuts) + 1)[:0:-1].cumsum()
+
+    right, chosen = at_least(positive, positive_weight), at_least(scores, weights)
+    gained = np.diff(right, prepend=0)
+    use = gained > 0  # a cut that only rows of weight zero reach
+    return float(gained[use] @ (right[use] / chosen[use]) / total_right)
+
+
+def log_loss(
+    Y: Matrix,
+    P: np.ndarray,
+    mask: Matrix | None = None,
+    sample_weight: np.ndarray | None = None,
+) -> float:
+    """Mean over known entries of -y log p - (1 - y) log(1 - p), rows weighted.
+
+    Parameters
+    ----------
+    Y : (n, K), dense or sparse
+        Targets in [0, 1].
+    P : (n, K), dense
+        Probabilities; clipped to [eps, 1 - eps], eps of their dtype but not
+        coarser than that of float32.
+
+    Raises
+    ------
+    ValueError
+        If a probability is outside [0, 1], or no entry is known.
+    """
+    P = check_scores(P)
+    truth, known = check_truth(Y, mask, P.shape, soft=True)
+    weights = check_weights(sample_weight, P.shape[0])
+    if P.size and (P.min() < 0 or P.max() > 1):
+        row, label = np.argwhere((P < 0) | (P > 1))[0]
+        raise ValueError(
+            f"P is {P[row, label]} at row {row}, label {label}; expected probabilities in [0, 1]"
+        )
+    eps = min(np.finfo(P.dtype).eps, np.finfo(np.float32).eps)
+    loss, count = 0.0, 0.0
+    step = max(1, _BLOCK // max(1, P.shape[1]))
+    for start in range(0, P.shape[0], step):
+        rows = slice(start, start + step)
+        p = np.clip(P[rows].astype(np.float64), eps, 1 - eps)
+        losses = -np.log1p(-p)
+        counts = np.full(len(p), P.shape[1], np.float64)
+        if known is not None:
+            kept = known[rows] if isinstance(known, np.ndarray) else known[rows].toarray()
+            losses *= kept
+            counts = kept.sum(axis=1)
+        y = truth[rows].tocoo()
+        at = y.row, y.col
+        per_image = losses.sum(axis=1)
+        per_image -= np.bincount(
+            y.row, y.data * (np.log(p[at]) - np.log1p(-p[at])), minlength=len(p)
+        )
+        loss += float(weights[rows] @ per_image)
+        count += float(weights[rows] @ counts)
+    if not count > 0:
+        raise ValueError("no entry of Y is known; a mean loss needs at least one")
+    return loss / count
+
+
+# ----------------------------------------------------------------- intervals
+
+
+def bootstrap_interval(
+    values: np.ndarray,
+    n_resamples: int = 1000,
+    confidence: float = 0.95,
+    random_state: int = 0,
+    sample_weight: np.ndarray | None = None,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a (weighted) mean.
+
+    Parameters
+    ----------
+    values : (n,) array
+        One finite value an image, as from :func:`fbeta_per_image`.
+    n_resamples : int
+        Rows are drawn with replacement, with their weights, that often.
+    confidence : float
+        Share of the resampled means inside the interval.
+    random_state : int
+        Seed; the same seed gives the same interval.
+
+    Returns
+    -------
+    low, high : float
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise ValueError(f"values must be (n,), n >= 1, and finite; got shape {values.shape}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; expected a number between 0 and 1")
+    weights = check_weights(sample_weight, len(values))
+    # A row without weight is no row: resamples of nothing else would have no mean.
+    values, weights = values[weights > 0], weights[weights > 0]
+    rng = np.random.default_rng(random_state)
+    means = np.empty(n_resamples)
+    for b in range(n_resamples):
+        rows = rng.integers(len(values), size=len(values))
+        means[b] = weighted_mean(values[rows], weights[rows])
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def paired_bootstrap_interval(
+    first: np.ndarray,
+    second: np.ndarray,
+    n_resamples: int = 1000,
+    confidence: float = 0.95,
+    random_state: int = 0,
+    sample_weight: np.ndarray | None = None,
+) -> tuple[float, float]:
+    """Bootstrap interval of mean(first - second), both scored on the same images."""
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if first.shape != second.shape:
+        raise ValueError(
+            f"first has shape {first.shape}, second {second.shape}; pair the same images"
+        )
+    return bootstrap_interval(first - second, n_resamples, confidence, random_state, sample_weight)
