@@ -21,12 +21,12 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from featcache.atomic import replacing
 from featcache.errors import InputError
 from featcache.labelfiles import (
     LIST_HEADER,
@@ -318,22 +318,15 @@ def write_labels(
     """
     if len(ids) != len(label_sets):
         raise InputError(f"{path}: {len(ids)} ids but {len(label_sets)} label sets; give one each")
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "w", encoding="utf-8", newline="") as file:
+        with replacing(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(LIST_HEADER)
             writer.writerows(_list_rows(ids, label_sets))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
     except Malformed as fault:
         raise InputError(f"{path}: not written: {fault}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _list_rows(

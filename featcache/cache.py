@@ -1,12 +1,7 @@
-"""What is in a cache, and which rows of it train a head?
-
->>> cache = FeatureCache("stage1/resnet101.h5")      # doctest: +SKIP
->>> head.fit(**cache.training(min_positives=2))      # doctest: +SKIP
-"""
+"""What is in a cache, and which rows of it train a head?"""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,27 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_matrix
+from scipy.sparse import spmatrix
 
 from featcache import layout
 from featcache.annotations import Labels
-from featcache.contents import CacheContents, decoded, labels_from
+from featcache.arrays import as_features, as_labels, as_reasons, as_views, with_network_id
+from featcache.contents import CacheContents, Names
 from featcache.disk import hash_ranges
 from featcache.errors import InputError
 from featcache.summary import summary
 
 
 class FeatureCache:
-    """The cached features of one network on one image set, or some rows of them.
+    """The cached features of one network on one image set, or of some of its rows.
 
-    Opening maps the file and reads only its table of contents, so it takes
-    milliseconds at any size; parts are read when they are asked for.
+    Opening maps the file and reads only its table of contents, so that it takes
+    milliseconds at any size; parts are read when they are first asked for.
 
     Parameters
     ----------
     path : path
-        A file made by ``featcache extract`` or :meth:`write`. Layout:
-        :mod:`featcache.layout`.
+        A file made by ``featcache extract`` or :meth:`write`; what is in it is
+        said in :mod:`featcache.layout`.
 
     Attributes
     ----------
@@ -52,11 +48,13 @@ class FeatureCache:
         Memory-mapped, no copy; of a selection, a copy of its rows at each access.
     labels : Labels or None
         Rows as in `ids`.
-    weight, bias : (K, d) and (K,) float32, or None
+    weight, bias : (K, d) and (K,) float32, read-only, or None
         The network's own last layer.
     provenance : dict
+        Where the features come from.
     network_id : str or None
-        Caches of one network on several image sets have it in common.
+        Common to the caches of one network on several image sets.
+    shape : (n, v, d)
 
     Raises
     ------
@@ -66,37 +64,35 @@ class FeatureCache:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._file = layout.read(path)
-        self._rows: np.ndarray | None = None  # all
+        self._rows: np.ndarray | None = None  # None: all, in their order
 
-    # -------------------------------------------------------------- the parts
+    @classmethod
+    def _of(cls, file: layout.CacheFile, rows: np.ndarray) -> FeatureCache:
+        part = cls.__new__(cls)
+        part._file, part._rows = file, rows
+        return part
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process maps the file itself; gigabytes never travel.
+        return _reopen, (self.path.absolute(), self._rows)
+
+    # ----------------------------------------------------- of the whole file
 
     @property
     def path(self) -> Path:
         return self._file.path
 
     @property
-    def provenance(self) -> Mapping[str, Any]:
-        return self._file.provenance
+    def views(self) -> np.ndarray:
+        return self._file.views
 
     @property
-    def network_id(self) -> str | None:
-        return self._file.provenance.get("network_id")
-
-    @cached_property
-    def views(self) -> np.ndarray:
-        return decoded(self._file.arrays["views"])
-
-    @cached_property
     def classes(self) -> np.ndarray:
-        return self._texts("classes/id", np.zeros(0, np.str_))
+        return self._file.classes
 
-    @cached_property
+    @property
     def class_names(self) -> np.ndarray:
-        return self._texts("classes/name", self.classes)
-
-    def _texts(self, name: str, default: np.ndarray) -> np.ndarray:
-        arrays = self._file.arrays
-        return decoded(arrays[name]) if name in arrays else default
+        return self._file.class_names
 
     @property
     def weight(self) -> np.ndarray | None:
@@ -106,38 +102,304 @@ class FeatureCache:
     def bias(self) -> np.ndarray | None:
         return self._file.arrays.get("head/bias")
 
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        return self._file.provenance
+
+    @property
+    def network_id(self) -> str | None:
+        return self.provenance.get("network_id")
+
+    # --------------------------------------------------------------- of rows
+
+    def __len__(self) -> int:
+        return len(self._file.features) if self._rows is None else len(self._rows)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        _, v, d = self._file.features.shape
+        return len(self), v, d
+
     @cached_property
     def ids(self) -> np.ndarray:
-        return decoded(self._of_rows(self._file.arrays["ids"]))
+        return self._some(self._file.ids)
 
     @cached_property
     def valid(self) -> np.ndarray:
-        return self._of_rows(self._file.arrays["valid"])
+        return self._some(self._file.arrays["valid"])
 
     @cached_property
     def skipped(self) -> dict[str, str]:
-        every = self._file.arrays["valid"]
-        # One reason for each invalid row of the file, in their order.
-        position = np.cumsum(~every) - 1
-        rows = np.arange(len(every)) if self._rows is None else self._rows
-        reasons = decoded(self._file.arrays["skipped/reason"])[position[rows[~self.valid]]]
-        return dict(zip(self.ids[~self.valid].tolist(), reasons.tolist(), strict=True))
+        rows = np.arange(len(self)) if self._rows is None else self._rows
+        bad = rows[~self.valid]
+        reasons = [self._file.reasons[row] for row in bad.tolist()]
+        return dict(zip(self._file.ids[bad].tolist(), reasons, strict=True))
 
     @property
     def features(self) -> np.ndarray:
-        return self._of_rows(self._file.features)
+        return self._some(self._file.features)
 
     @cached_property
     def labels(self) -> Labels | None:
-        file = self._file
-        labels = self._all_labels
-        if labels is None or self._rows is None:
-            return labels
+        every = self._file.labels
+        if every is None or self._rows is None:
+            return every
         return replace(
-            labels,
+            every,
             ids=self.ids,
-            positives=labels.positives[self._rows],
-            negatives=None if labels.negatives is None else labels.negatives[self._rows],
-            known=labels.known[self._rows],
-            outside=labels.outside[self._rows],
+            positives=every.positives[self._rows],
+            negatives=None if every.negatives is None else every.negatives[self._rows],
+            known=every.known[self._rows],
+            outside=every.outside[self._rows],
         )
+
+    def x(self, view: str | None = None) -> np.ndarray:
+        """Features as float32, a copy.
+
+        Parameters
+        ----------
+        view : str, optional
+            Name of a view.
+
+        Returns
+        -------
+        x : (n, d) of one view, or (n, v, d) of all
+        """
+        features = self._file.features
+        if view is not None:
+            names = self.views.tolist()
+            if view not in names:
+                raise InputError(f"{self.path}: has no view {view!r}; choose from {names}")
+            features = features[:, names.index(view)]
+        return self._some(features).astype(np.float32, subok=False)
+
+    def _some(self, values: np.ndarray) -> np.ndarray:
+        return values if self._rows is None else values[self._rows]
+
+    def select(self, ids: Names) -> FeatureCache:
+        """Some rows, in the order of `ids`, which may repeat; O(len(ids)), no feature is read.
+
+        Raises
+        ------
+        InputError
+            If an id is not here, or names several rows.
+        """
+        row_of = self._row_of
+        rows = np.array([row_of.get(str(name), -2) for name in ids], dtype=np.intp)
+        if np.any(rows < 0):
+            at = int(np.flatnonzero(rows < 0)[0])
+            trouble = "names several rows here" if rows[at] == -1 else "is not here"
+            raise InputError(
+                f"{self.path}: id {str(ids[at])!r} {trouble}; the ids of this cache are in .ids"
+            )
+        return self._of(self._file, rows)
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        """Row of the file by id; -1 where several rows have the id."""
+        rows = np.arange(len(self)) if self._rows is None else self._rows
+        found: dict[str, int] = {}
+        for name, row in zip(self.ids.tolist(), rows.tolist(), strict=True):
+            if found.setdefault(name, row) != row:
+                found[name] = -1
+        return found
+
+    # -------------------------------------------------------------- training
+
+    def training(self, classes: Names | None = None, min_positives: int = 0) -> dict[str, Any]:
+        """Keyword arguments for the ``fit`` of a head: aligned rows that are valid and labelled.
+
+        Parameters
+        ----------
+        classes : sequence of str, optional
+            Class ids, in the order wanted. Default: all.
+        min_positives : int
+            Leave out classes with fewer positive rows; :meth:`frequent` says which stay.
+
+        Returns
+        -------
+        kwargs : dict
+            X : (n', v, d) float16
+                The map itself if all rows are used, else their copy.
+            Y : (n', K') CSR float32
+                Confidence of the positives.
+            mask : (n', K') bool or None
+                True: unknown. Dense; None if what is not listed is negative.
+            groups : (n',) int
+                Equal for equal ids.
+            coef_init, intercept_init : (K', d), (K',) float32, or None
+                The classes' rows of `weight` and `bias`.
+
+        Raises
+        ------
+        InputError
+            If there are no labels, no usable rows, or a class is not in the cache.
+        """
+        labels, rows = self._trainable()
+        columns = self._columns(self.frequent(min_positives, classes))
+        X = self if len(rows) == len(self) else self._of(self._file, self._some_rows(rows))
+        Y = labels.positives[rows][:, columns]
+        Y.sort_indices()
+        mask = None
+        if labels.unlisted == "unknown":
+            mask = np.ones(Y.shape, bool)
+            mask[Y.nonzero()] = False
+            if labels.negatives is not None:
+                mask[labels.negatives[rows][:, columns].nonzero()] = False
+        return {
+            "X": X.features,
+            "Y": Y,
+            "mask": mask,
+            "groups": np.unique(self.ids[rows], return_inverse=True)[1].reshape(-1),
+            "coef_init": None if self.weight is None else self.weight[columns],
+            "intercept_init": None if self.bias is None else self.bias[columns],
+        }
+
+    def frequent(self, min_positives: int, classes: Names | None = None) -> np.ndarray:
+        """Those of `classes` (default: all) with at least so many positive rows for training."""
+        labels, rows = self._trainable()
+        wanted = self.classes if classes is None else np.asarray(classes, dtype=np.str_)
+        counts = np.bincount(labels.positives[rows].indices, minlength=len(self.classes))
+        return wanted[counts[self._columns(wanted)] >= min_positives]
+
+    def _trainable(self) -> tuple[Labels, np.ndarray]:
+        labels = self.labels
+        if labels is None:
+            raise InputError(
+                f"{self.path}: has no labels; extract it with --labels, or give labels= to "
+                "FeatureCache.write"
+            )
+        rows = np.flatnonzero(self.valid & labels.known)
+        if len(rows) == 0:
+            raise InputError(
+                f"{self.path}: none of its {len(self)} rows is both readable and labelled; "
+                "check that the label files are about these images"
+            )
+        return labels, rows
+
+    def _columns(self, classes: np.ndarray) -> np.ndarray:
+        column_of = {name: column for column, name in enumerate(self.classes.tolist())}
+        unknown = [name for name in classes.tolist() if name not in column_of]
+        if unknown:
+            raise InputError(
+                f"{self.path}: class {unknown[0]!r} is not among its {len(column_of)} classes; "
+                "they are in .classes"
+            )
+        return np.array([column_of[name] for name in classes.tolist()], dtype=np.intp)
+
+    def _some_rows(self, positions: np.ndarray) -> np.ndarray:
+        return positions if self._rows is None else self._rows[positions]
+
+    # ------------------------------------------------------------- the file
+
+    def verify(self) -> list[tuple[int, int]]:
+        """Hash the features of the whole file again; O(1) memory.
+
+        Returns
+        -------
+        bad : list of (start, stop)
+            Runs of rows that are not what was written; empty if all is well.
+        """
+        file, blocks = self._file, self._file.blocks()
+        starts = [start for start, _ in blocks]
+        stops = [*starts[1:], len(file.features)]
+        if starts[:1] != [0] or any(a >= b for a, b in zip(starts, stops, strict=True)):
+            return [(0, len(file.features))]
+        row_bytes = file.features[0].nbytes
+        with open(self.path, "rb") as raw:
+            return [
+                (start, stop)
+                for (start, digest), stop in zip(blocks, stops, strict=True)
+                if digest
+                != hash_ranges(
+                    raw.fileno(),
+                    (file.offset + start * row_bytes, (stop - start) * row_bytes),
+                )
+            ]
+
+    @staticmethod
+    def write(
+        path: str | os.PathLike[str],
+        features: Any,
+        ids: Names,
+        labels: Labels | spmatrix | np.ndarray | None = None,
+        classes: Names | None = None,
+        weight: np.ndarray | None = None,
+        bias: np.ndarray | None = None,
+        views: Sequence[str] | None = None,
+        class_names: Names | None = None,
+        valid: np.ndarray | None = None,
+        reasons: Sequence[str | None] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> FeatureCache:
+        """Make a cache of features from anywhere.
+
+        Parameters
+        ----------
+        features : (n, d) or (n, v, d) array, memmap or HDF5 dataset
+            Rounded to float16; read a block at a time. Two dimensions are one view.
+        ids : n str
+        labels : Labels, sparse (n, K) or dense (n, K), optional
+            A matrix has confidences in [0, 1]; NaN (dense) is unknown, and a row
+            of nothing else has no labels. `Labels` may have other rows and
+            classes; those of this cache are taken.
+        classes, class_names : K str, optional
+            Default: those of the `Labels`, or "0", "1", ...
+        weight, bias : (K, d), (K,), optional
+            A last layer.
+        views : v str, optional
+            Default: "eval", "view1", "view2", ...
+        valid : (n,) bool, optional
+            False: the row is kept as zeros and never used.
+        reasons : n str or None, optional
+            Why a row is not valid.
+        provenance : dict, optional
+            ``"network"``, its name, goes into the `network_id` if that is not given.
+        overwrite : bool
+            Replace an existing file.
+
+        Raises
+        ------
+        InputError
+            If parts disagree, a feature is not a finite float16 or the file exists.
+        """
+        # Not at the top: only writing needs POSIX.
+        from featcache.writing import CacheWriter
+
+        source, shape = as_features(features, len(ids))
+        contents = CacheContents(
+            ids=np.asarray(ids, dtype=np.str_),
+            views=as_views(views, shape[1]),
+            dim=shape[2],
+            labels=as_labels(labels, ids, classes),
+            classes=classes,
+            class_names=class_names,
+            weight=weight,
+            bias=bias,
+            provenance=with_network_id(provenance or {}, weight, bias, shape[2]),
+        )
+        whys = as_reasons(len(ids), valid, reasons)
+        with CacheWriter(path, contents, fingerprint={}, overwrite=overwrite, resume=False) as out:
+            for start, stop in out.pending():
+                block = np.asarray(source[start:stop]).reshape(stop - start, *shape[1:])
+                out.write(start, block, whys[start:stop])
+            return FeatureCache(out.finish())
+
+    def summary(self) -> str:
+        """What is inside, on one screen."""
+        return summary(self)
+
+    def __repr__(self) -> str:
+        n, v, d = self.shape
+        skipped = n - int(np.count_nonzero(self.valid))
+        parts = [f"{n:,} images", f"{v} view{'s' * (v > 1)} of {d:,} features"]
+        parts += [f"{len(self.classes):,} classes"] if len(self.classes) else []
+        parts += [] if "labels/indptr" in self._file.arrays else ["no labels"]
+        parts += [f"{skipped:,} skipped"] if skipped else []
+        return f"<FeatureCache {str(self.path)!r}: {', '.join(parts)}>"
+
+
+def _reopen(path: Path, rows: np.ndarray | None) -> FeatureCache:
+    cache = FeatureCache(path)
+    return cache if rows is None else FeatureCache._of(cache._file, rows)

@@ -19,6 +19,8 @@ from scipy.sparse import csr_matrix
 from featcache.annotations import Labels, Unlisted
 from featcache.errors import InputError
 
+Names = Sequence[str] | np.ndarray
+
 
 @dataclass(frozen=True, eq=False)
 class CacheContents:
@@ -45,11 +47,11 @@ class CacheContents:
     """
 
     ids: np.ndarray
-    views: Sequence[str]
+    views: Names
     dim: int
     labels: Labels | None = None
-    classes: np.ndarray | None = None
-    class_names: np.ndarray | None = None
+    classes: Names | None = None
+    class_names: Names | None = None
     weight: np.ndarray | None = None
     bias: np.ndarray | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -108,7 +110,7 @@ class CacheContents:
             classes = np.arange(count).astype(np.str_)
         unique, counts = np.unique(classes, return_counts=True)
         if len(unique) < len(classes):
-            raise InputError(f"class {unique[counts > 1][0]!r} is listed twice; keep one")
+            raise InputError(f"class {str(unique[counts > 1][0])!r} is listed twice; keep one")
         return classes
 
     def _head(self, K: int) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -127,7 +129,7 @@ class CacheContents:
         assert self.classes is not None  # filled in by checked()
         found: dict[str, np.ndarray | None] = {
             "ids": encoded("image id", self.ids),
-            "views": encoded("view", np.asarray(self.views)),
+            "views": encoded("view", self.views),
             "head/weight": self.weight,
             "head/bias": self.bias,
         }
@@ -210,7 +212,7 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=other))
 
 
-def encoded(what: str, values: np.ndarray) -> np.ndarray:
+def encoded(what: str, values: Names) -> np.ndarray:
     """Texts as fixed-length UTF-8, typed as HDF5 wants them."""
     try:
         raw = np.char.encode(np.asarray(values, dtype=np.str_), "utf-8")
@@ -229,7 +231,7 @@ def decoded(raw: np.ndarray) -> np.ndarray:
         return np.char.decode(raw, "utf-8")
 
 
-def _names(what: str, values: np.ndarray | Sequence[str]) -> np.ndarray:
+def _names(what: str, values: Names) -> np.ndarray:
     names = np.asarray(values, dtype=np.str_)
     if names.ndim != 1:
         raise InputError(f"{what} has shape {names.shape}; give a list of names")
@@ -248,5 +250,5 @@ def _refuse_difference(what: str, ours: np.ndarray, theirs: np.ndarray, remedy: 
         detail = f"{len(ours)} of the labels, {len(theirs)} of the cache"
     else:
         at = int(np.flatnonzero(ours != theirs)[0])
-        detail = f"number {at} is {ours[at]!r} of the labels, {theirs[at]!r} of the cache"
+        detail = f"number {at} is {str(ours[at])!r} of the labels, {str(theirs[at])!r} of the cache"
     raise InputError(f"{what} of the labels are not those of the cache ({detail}); use {remedy}")

@@ -9,6 +9,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ def find_images(directory: str | os.PathLike[str]) -> ImageSet:
         known = " ".join(sorted(EXTENSIONS))
         raise InputError(f"{root}: no image files below it; looked for {known}")
     found.sort()
-    for (left, left_file), (right, right_file) in zip(found, found[1:], strict=False):
+    for (left, left_file), (right, right_file) in pairwise(found):
         if left == right:
             raise InputError(
                 f"{root}: two files have the id {left!r}: {left_file} and {right_file}; "

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.disk import sync
+from featcache.disk import sync, write_atomically
 from featcache.errors import InputError
 
 _SHOWN = 32  # characters of a value in a message
@@ -155,14 +155,8 @@ class Journal:
     @classmethod
     def begin(cls, path: Path, fingerprint: Mapping[str, Any], skeleton: Skeleton) -> Journal:
         """Make a new journal in one step: it is there with both facts, or not at all."""
-        new = path.with_name(path.name + ".new")
         records = ({"fingerprint": fingerprint}, {"skeleton": asdict(skeleton)})
-        with open(new, "wb") as file:
-            file.writelines(_line(record) for record in records)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-        sync(path.parent)
+        write_atomically(path, b"".join(_line(record) for record in records))
         return cls(path)
 
     def sorted_blocks(self) -> list[Block]:

@@ -33,13 +33,15 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from featcache.contents import CacheContents, decoded, encoded, plain
+from featcache.annotations import Labels
+from featcache.contents import CacheContents, decoded, encoded, labels_from, plain
 from featcache.errors import InputError
 
 FORMAT = 1
@@ -137,15 +139,15 @@ def _printable(reason: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class CacheFile:
-    """A finished cache, mapped; nothing of it was read but its table of contents.
+    """A finished cache, mapped; parts are read when they are first asked for.
 
     Attributes
     ----------
     features : (n, v, d) float16 memmap
-    arrays : dict
-        The other datasets by path, read-only views of the same map; texts encoded.
     offset : int
         First byte of the features in the file.
+    arrays : dict
+        The other datasets by path, read-only views of the same map; texts encoded.
     """
 
     path: Path
@@ -154,10 +156,45 @@ class CacheFile:
     arrays: Mapping[str, np.ndarray]
     provenance: Mapping[str, Any]
 
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """(n,) str."""
+        return self._texts("ids")
+
+    @cached_property
+    def views(self) -> np.ndarray:
+        """(v,) str."""
+        return self._texts("views")
+
+    @cached_property
+    def classes(self) -> np.ndarray:
+        """(K,) str; empty where the file says nothing of classes."""
+        return self._texts("classes/id")
+
+    @cached_property
+    def class_names(self) -> np.ndarray:
+        """(K,) str; the ids where there are no names."""
+        return self._texts("classes/name") if "classes/name" in self.arrays else self.classes
+
+    @cached_property
+    def reasons(self) -> dict[int, str]:
+        """Why a row is not valid, by row."""
+        rows = np.flatnonzero(~self.arrays["valid"])
+        return dict(zip(rows.tolist(), self._texts("skipped/reason").tolist(), strict=True))
+
+    @cached_property
+    def labels(self) -> Labels | None:
+        """None where nothing is known."""
+        unlisted = self.provenance.get("unlisted", "negative")
+        return labels_from(self.arrays, self.ids, self.classes, unlisted)
+
     def blocks(self) -> list[tuple[int, str]]:
         """(first row, SHA-256 of the bytes) of each run of rows."""
-        starts, hashes = self.arrays["blocks/start"], decoded(self.arrays["blocks/sha256"])
+        starts, hashes = self.arrays["blocks/start"], self._texts("blocks/sha256")
         return list(zip(starts.tolist(), hashes.tolist(), strict=True))
+
+    def _texts(self, name: str) -> np.ndarray:
+        return decoded(self.arrays[name]) if name in self.arrays else np.zeros(0, np.str_)
 
 
 def read(path: str | os.PathLike[str]) -> CacheFile:

@@ -91,8 +91,9 @@ def classifier_name(network: nn.Module, spec: NetworkSpec) -> str:
         If there is none, so that penultimate features cannot be told.
     """
     named = {id(module): name for name, module in network.named_modules()}
-    if hasattr(network, "get_classifier"):
-        last = network.get_classifier()
+    get_classifier = getattr(network, "get_classifier", None)  # timm's protocol
+    if get_classifier is not None:
+        last = get_classifier()
         if isinstance(last, nn.Linear) and id(last) in named:
             return named[id(last)]
     linear = [
@@ -178,7 +179,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 natively, so that bf16 is faster than float32."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 

@@ -1,7 +1,7 @@
 """What scores, truth, masks and weights must look like; they are refused or made uniform here.
 
 Truth Y is (n, K), dense or sparse, {0, 1}. An entry is unknown where `mask` is
-False or a dense Y is NaN.
+True (as in numpy.ma) or a dense Y is NaN.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def check_scores(P: np.ndarray, name: str = "P") -> np.ndarray:
     if issparse(P):
         raise ValueError(f"{name} is sparse; give dense scores of shape (n, K)")
     P = np.asarray(P)
-    if P.dtype.kind != "f":
+    if P.dtype not in (np.float16, np.float32, np.float64):
         P = P.astype(np.float64)
     if P.ndim != 2:
         raise ValueError(f"{name} has shape {P.shape}; expected (n, K)")
@@ -41,14 +41,14 @@ def check_scores(P: np.ndarray, name: str = "P") -> np.ndarray:
 def check_truth(
     Y: Matrix, mask: Matrix | None, shape: tuple[int, int] | None = None, soft: bool = False
 ) -> tuple[csr_matrix, Matrix | None]:
-    """Known positives as CSR, and which entries are known (None: all).
+    """Known positives as CSR, and which entries are unknown (None: none).
 
     Parameters
     ----------
     Y : (n, K), dense or sparse
         Truth in {0, 1}, or in [0, 1] if `soft`; NaN (dense) is unknown.
     mask : (n, K), dense or sparse, or None
-        True where the entry is known.
+        True where the entry is unknown.
     shape : (int, int), optional
         What the shape of Y must be.
     soft : bool
@@ -58,20 +58,20 @@ def check_truth(
     -------
     Y : csr_matrix of shape (n, K), float64
         Without explicit zeros and unknown entries; sorted indices.
-    known : ndarray or csr_matrix of shape (n, K), bool, or None
+    unknown : ndarray or csr_matrix of shape (n, K), bool, or None
     """
-    known = None if mask is None else check_boolean(mask, "mask")
+    unknown = None if mask is None else check_boolean(mask, "mask")
     if not issparse(Y):
         Y = np.asarray(Y)
         if Y.ndim != 2:
             raise ValueError(f"Y has shape {Y.shape}; expected (n, K)")
         if Y.dtype.kind == "f" and (missing := np.isnan(Y)).any():
-            known = _both(known, ~missing)
+            unknown = _either(missing, unknown)
             Y = np.where(missing, 0, Y)
     if shape is not None and Y.shape != shape:
         raise ValueError(f"Y has shape {Y.shape}, but the scores have shape {shape}")
-    if known is not None and known.shape != Y.shape:
-        raise ValueError(f"mask has shape {known.shape}, but Y has shape {Y.shape}")
+    if unknown is not None and unknown.shape != Y.shape:
+        raise ValueError(f"mask has shape {unknown.shape}, but Y has shape {Y.shape}")
     truth = csr_matrix(Y, dtype=np.float64)
     if not truth.has_canonical_format or np.any(truth.data == 0):
         truth = truth.copy()
@@ -84,25 +84,41 @@ def check_truth(
         raise ValueError(
             f"Y is {truth.data[wrong.argmax()]} at row {row}, label {label}; expected {expected}"
         )
-    return (truth if known is None else csr_matrix(truth.multiply(known))), known
+    return without(truth, unknown), unknown
+
+
+def without(matrix: csr_matrix, unknown: Matrix | None) -> csr_matrix:
+    """The matrix with unknown entries taken out of its pattern; sorted indices."""
+    if unknown is None:
+        return matrix
+    if isinstance(unknown, np.ndarray):
+        kept = csr_matrix(matrix.multiply(~unknown))
+    else:
+        kept = csr_matrix(matrix - matrix.multiply(unknown))
+    kept.eliminate_zeros()
+    kept.sort_indices()
+    return kept
 
 
 def check_boolean(matrix: Matrix, name: str) -> Matrix:
     """A matrix (n, K) as bool: CSR if it is sparse, else an array."""
     if issparse(matrix):
-        return csr_matrix(matrix, dtype=bool)
+        csr = csr_matrix(matrix, dtype=bool, copy=True)
+        csr.sum_duplicates()
+        csr.eliminate_zeros()
+        return csr
     matrix = np.asarray(matrix)
     if matrix.ndim != 2:
         raise ValueError(f"{name} has shape {matrix.shape}; expected (n, K)")
     return matrix.astype(bool, copy=False)
 
 
-def _both(first: Matrix | None, second: np.ndarray) -> Matrix:
-    if first is None:
-        return second
-    if first.shape != second.shape:
-        raise ValueError(f"mask has shape {first.shape}, but Y has shape {second.shape}")
-    return first & second if isinstance(first, np.ndarray) else csr_matrix(first.multiply(second))
+def _either(missing: np.ndarray, mask: Matrix | None) -> np.ndarray:
+    if mask is None:
+        return missing
+    if mask.shape != missing.shape:
+        raise ValueError(f"mask has shape {mask.shape}, but Y has shape {missing.shape}")
+    return missing | (mask if isinstance(mask, np.ndarray) else mask.toarray())
 
 
 def check_weights(sample_weight: np.ndarray | None, n: int) -> np.ndarray:

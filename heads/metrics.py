@@ -1,7 +1,7 @@
 """How good are label sets and probabilities, image by image and label by label?
 
 In all functions Y is the truth: (n, K), dense or sparse, {0, 1}. An entry is
-unknown where `mask` is False or a dense Y is NaN; unknown entries count
+unknown where `mask` is True or a dense Y is NaN; unknown entries count
 neither as truth nor as prediction.
 """
 
@@ -20,6 +20,7 @@ from heads.inputs import (
     check_scores,
     check_truth,
     check_weights,
+    without,
 )
 
 _BLOCK = 1 << 22  # entries of P that are held in float64 at once
@@ -41,12 +42,11 @@ def _counts(
     Y: Matrix, Yhat: Matrix, mask: Matrix | None
 ) -> tuple[csr_matrix, csr_matrix, csr_matrix]:
     """Right, true and predicted entries, the unknown ones left out; (n, K) CSR each."""
-    truth, known = check_truth(Y, mask)
+    truth, unknown = check_truth(Y, mask)
     predicted = csr_matrix(check_boolean(Yhat, "Yhat"), dtype=np.float64)
     if predicted.shape != truth.shape:
         raise ValueError(f"Yhat has shape {predicted.shape}, but Y has shape {truth.shape}")
-    if known is not None:
-        predicted = csr_matrix(predicted.multiply(known))
+    predicted = without(predicted, unknown)
     return csr_matrix(truth.multiply(predicted)), truth, predicted
 
 
@@ -71,7 +71,7 @@ def fbeta_per_image(
     beta : float
         Recall counts beta times as much as precision.
     mask : (n, K), dense or sparse, optional
-        True where the label is known.
+        True where the label is unknown.
     missed : (n,) array of counts, optional
         True labels of each image outside the K classes; added to |y_i|.
     empty : float
@@ -179,10 +179,11 @@ def average_precision(
     and never sorted.
     """
     P = check_scores(P)
-    truth, known = check_truth(Y, mask, P.shape)
+    truth, unknown = check_truth(Y, mask, P.shape)
     weights = check_weights(sample_weight, P.shape[0])
+    unknown = None if unknown is None else _dense(unknown)
     if average == "micro":
-        return _micro_precision(truth, P, known, weights)
+        return _micro_precision(truth, P, unknown, weights)
     if average not in ("macro", None):
         raise ValueError(f"average is {average!r}; expected 'macro', 'micro' or None")
     columns = truth.tocsc()
@@ -190,8 +191,8 @@ def average_precision(
     for label in np.flatnonzero(np.diff(columns.indptr)).tolist():
         rows = columns.indices[columns.indptr[label] : columns.indptr[label + 1]]
         scores, w = P[:, label], weights
-        if known is not None:
-            w = weights * _column(known, label)
+        if unknown is not None:
+            w = weights * ~unknown[:, label]
         values[label] = _precision(scores[rows], w[rows], scores, w)
     if average is None:
         return values
@@ -199,21 +200,18 @@ def average_precision(
     return float(defined.mean()) if len(defined) else np.nan
 
 
-def _column(matrix: Matrix, label: int) -> np.ndarray:
-    if isinstance(matrix, np.ndarray):
-        return matrix[:, label]
-    return matrix[:, [label]].toarray().ravel()
+def _dense(matrix: Matrix) -> np.ndarray:
+    return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
 
 
 def _micro_precision(
-    truth: csr_matrix, P: np.ndarray, known: Matrix | None, weights: np.ndarray
+    truth: csr_matrix, P: np.ndarray, unknown: np.ndarray | None, weights: np.ndarray
 ) -> float:
     rows, labels = truth.nonzero()
-    if known is None:
-        scores, w = P.ravel(), np.repeat(weights, P.shape[1])
-    else:
-        at = known.nonzero()
-        scores, w = P[at], weights[at[0]]
+    scores, w = P.ravel(), np.repeat(weights, P.shape[1])
+    if unknown is not None:
+        known = ~unknown.ravel()
+        scores, w = scores[known], w[known]
     return _precision(P[rows, labels], weights[rows], scores, w)
 
 
@@ -258,7 +256,7 @@ def log_loss(
         If a probability is outside [0, 1], or no entry is known.
     """
     P = check_scores(P)
-    truth, known = check_truth(Y, mask, P.shape, soft=True)
+    truth, unknown = check_truth(Y, mask, P.shape, soft=True)
     weights = check_weights(sample_weight, P.shape[0])
     if P.size and (P.min() < 0 or P.max() > 1):
         row, label = np.argwhere((P < 0) | (P > 1))[0]
@@ -273,10 +271,10 @@ def log_loss(
         p = np.clip(P[rows].astype(np.float64), eps, 1 - eps)
         losses = -np.log1p(-p)
         counts = np.full(len(p), P.shape[1], np.float64)
-        if known is not None:
-            kept = known[rows] if isinstance(known, np.ndarray) else known[rows].toarray()
-            losses *= kept
-            counts = kept.sum(axis=1)
+        if unknown is not None:
+            known = ~_dense(unknown[rows])
+            losses *= known
+            counts = known.sum(axis=1)
         y = truth[rows].tocoo()
         at = y.row, y.col
         per_image = losses.sum(axis=1)

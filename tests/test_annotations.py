@@ -83,7 +83,9 @@ def test_columns_of_a_table_are_found_by_name(write):
 
 
 def test_boxes_are_positive_labels(write):
-    path = write("boxes.csv", BOXES + "i,x,/m/a,1,0,1,0,1\ni,x,/m/a,1,.2,.4,0,1\ni,x,/m/b,1,0,1,0,1")
+    path = write(
+        "boxes.csv", BOXES + "i,x,/m/a,1,0,1,0,1\ni,x,/m/a,1,.2,.4,0,1\ni,x,/m/b,1,0,1,0,1"
+    )
     assert as_dict(read_labels(path)) == {"i": {"/m/a": 1, "/m/b": 1}}
 
 
@@ -119,7 +121,9 @@ def test_class_lists_and_descriptions(write):
 
 def test_earlier_files_go_before_later_ones(write):
     human = write("human.csv", TABLE + "i,h,/m/a,0\ni,h,/m/b,1\n")
-    machine = write("machine.csv", TABLE + "i,m,/m/a,0.9\ni,m,/m/b,0.6\ni,m,/m/c,0.8\nj,m,/m/a,0.5\n")
+    machine = write(
+        "machine.csv", TABLE + "i,m,/m/a,0.9\ni,m,/m/b,0.6\ni,m,/m/c,0.8\nj,m,/m/a,0.5\n"
+    )
     boxes = write("boxes.csv", BOXES + "j,x,/m/a,1,0,1,0,1\nk,x,/m/a,1,0,1,0,1\n")
     labels = read_labels([human, machine, boxes])
     assert labels.ids.tolist() == ["i", "j", "k"]
@@ -229,7 +233,7 @@ def test_a_wrong_label_file_is_refused(write, content, expected):
 )
 def test_a_wrong_class_list_is_refused(write, content, expected):
     path = write("classes.csv", content)
-    with pytest.raises(InputError, match="classes.csv") as error:
+    with pytest.raises(InputError, match=r"classes\.csv") as error:
         read_classes(path)
     assert expected in str(error.value)
 
@@ -241,7 +245,7 @@ def test_descriptions_need_their_column(write):
 
 
 def test_paths_that_cannot_be_read_are_named(tmp_path):
-    with pytest.raises(InputError, match="nowhere.csv: no such file"):
+    with pytest.raises(InputError, match=r"nowhere\.csv: no such file"):
         read_labels([tmp_path / "nowhere.csv"])
     with pytest.raises(InputError, match="cannot be read"):
         read_labels([tmp_path])
@@ -329,7 +333,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(InputError, match="cannot be written .No space left"):
+    with pytest.raises(InputError, match="No space left"):
         write_labels(path, ["a"], [["/m/1"]])
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["s.csv"]
@@ -389,9 +393,7 @@ def test_true_labels_are_never_lost_by_restricting():
 
 
 def test_a_matrix_with_repeated_entries_is_added_up():
-    parts = csr_matrix(
-        (np.array([0.25, 0.5]), np.array([0, 0]), np.array([0, 2])), shape=(1, 1)
-    )
+    parts = csr_matrix((np.array([0.25, 0.5]), np.array([0, 0]), np.array([0, 2])), shape=(1, 1))
     assert Labels(["i"], ["a"], parts).positives.toarray().tolist() == [[0.75]]
     assert parts.nnz == 2
 

@@ -14,7 +14,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +185,7 @@ def _write_target_labels(directory: Path, font: str, kanji: Sequence[Kanji]) -> 
 def unpack(
     directory: str | os.PathLike[str],
     target_fonts: Sequence[str] = TARGET_FONTS,
-    progress: Callable[[str], None] = partial(print, flush=True),
+    progress: Callable[[str], None] = print,
 ) -> Path:
     """Write the data as image files and label files in the challenge's own formats.
 

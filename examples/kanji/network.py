@@ -40,22 +40,23 @@ def small_resnet(num_classes: int, width: int = 32, **kwargs: Any) -> nn.Module:
     return network
 
 
-def augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def augment(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
     """What may happen to a written character: tilt, size, place, stroke weight, ink and noise.
 
     A mirror image of a character is another character, so nothing is flipped.
     """
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
     angle = math.radians(rng.uniform(-8, 8))
     scale_x, scale_y = np.exp(rng.uniform(-0.12, 0.12, 2))
-    w, h = image.size
-    shift_x, shift_y = rng.uniform(-0.08, 0.08, 2) * (w, h)
+    shift_x, shift_y = rng.uniform(-0.08, 0.08, 2) * size
     cos, sin = math.cos(angle), math.sin(angle)
     a, b, d, e = cos / scale_x, sin / scale_x, -sin / scale_y, cos / scale_y
-    c = w / 2 + shift_x - a * w / 2 - b * h / 2
-    f = h / 2 + shift_y - d * w / 2 - e * h / 2
+    c = size / 2 + shift_x - (a + b) * size / 2
+    f = size / 2 + shift_y - (d + e) * size / 2
     paper = image.getpixel((0, 0))
     image = image.transform(
-        (w, h),
+        (size, size),
         Image.Transform.AFFINE,
         (a, b, c, d, e, f),
         Image.Resampling.BILINEAR,
@@ -67,6 +68,6 @@ def augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         image = Image.blend(image, image.filter(kind), rng.uniform(0.2, 0.9))
     pixels = np.asarray(image, np.float32)
     contrast, brightness = rng.uniform(0.7, 1.2), rng.uniform(-20, 20)
-    noise = rng.normal(0.0, rng.uniform(0, 15), (h, w, 1)[: pixels.ndim]).astype(np.float32)
+    noise = rng.normal(0.0, rng.uniform(0, 15), (size, size, 1)[: pixels.ndim]).astype(np.float32)
     pixels = (pixels - 128) * contrast + 128 + brightness + noise
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))

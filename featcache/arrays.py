@@ -1,0 +1,121 @@
+"""How do arrays from anywhere become the parts of a cache?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix, issparse
+
+from featcache.annotations import Labels
+from featcache.contents import Names
+from featcache.errors import InputError
+
+
+def as_features(features: Any, n: int) -> tuple[Any, tuple[int, int, int]]:
+    """Features with a shape, and what that is as (n, v, d): two dimensions are one view.
+
+    Raises
+    ------
+    InputError
+        If there is not a row for each of `n` ids.
+    """
+    source = features if hasattr(features, "shape") else np.asarray(features)
+    shape = tuple(source.shape)
+    if len(shape) not in (2, 3) or shape[0] != n:
+        raise InputError(
+            f"features of shape {shape} for {n} ids; expected (n, d) or (n, v, d) with a row "
+            "for each id"
+        )
+    return source, (n, shape[1] if len(shape) == 3 else 1, shape[-1])
+
+
+def as_views(views: Names | None, v: int) -> Names:
+    """Names of `v` views, by default "eval", "view1", "view2", ..."""
+    if views is None:
+        return ["eval", *(f"view{j}" for j in range(1, v))]
+    if len(views) != v:
+        raise InputError(f"views {list(views)} for features of {v} views; name each of them")
+    return views
+
+
+def as_labels(labels: Any, ids: Names, classes: Names | None) -> Labels | None:
+    """Labels of just these images and classes.
+
+    Parameters
+    ----------
+    labels : Labels, sparse (n, K), dense (n, K) or (n,), or None
+        Entries of a matrix are confidences in [0, 1]; NaN (dense) is unknown. A
+        row of NaN alone is an image without labels.
+    ids : n str
+    classes : K str, optional
+        Default: those of the `Labels`, or "0", "1", ... for a matrix.
+
+    Raises
+    ------
+    InputError
+        If a matrix has another shape or other values.
+    """
+    if labels is None:
+        return None
+    if isinstance(labels, Labels):
+        if not np.array_equal(labels.ids, np.asarray(ids, dtype=np.str_)):
+            labels = labels.select(ids)
+        same = classes is None or np.array_equal(labels.classes, np.asarray(classes, np.str_))
+        return labels if same else labels.restrict(classes)
+    matrix = labels if issparse(labels) else np.asarray(labels, dtype=np.float32)
+    if matrix.ndim == 1:
+        matrix = matrix[:, None]
+    if matrix.ndim != 2 or matrix.shape[0] != len(ids):
+        raise InputError(
+            f"labels of shape {matrix.shape} for {len(ids)} ids; expected a row for each id and "
+            "a column for each class"
+        )
+    named = np.arange(matrix.shape[1]).astype(np.str_) if classes is None else classes
+    unknown = None if issparse(matrix) else np.isnan(matrix)
+    if unknown is None or not unknown.any():
+        return Labels(ids, named, _positives(csr_matrix(matrix)))
+    return Labels(
+        ids,
+        named,
+        _positives(csr_matrix(np.where(unknown, 0, matrix))),
+        csr_matrix(matrix == 0, dtype=np.float32),
+        unlisted="unknown",
+        known=~unknown.all(axis=1),
+    )
+
+
+def _positives(matrix: csr_matrix) -> csr_matrix:
+    positives = csr_matrix(matrix, dtype=np.float32, copy=True)
+    positives.eliminate_zeros()
+    return positives
+
+
+def as_reasons(
+    n: int, valid: np.ndarray | None, reasons: Sequence[str | None] | None
+) -> list[str | None]:
+    """A reason for each row that is not valid, None for the others."""
+    if reasons is None:
+        reasons = [None] * n if valid is None else [None if ok else "not valid" for ok in valid]
+    flags = [reason is None for reason in reasons] if valid is None else [bool(ok) for ok in valid]
+    if len(reasons) != n or len(flags) != n:
+        raise InputError(f"{len(flags)} valid flags and {len(reasons)} reasons for {n} ids")
+    for row, (ok, reason) in enumerate(zip(flags, reasons, strict=True)):
+        if ok and reason is not None:
+            raise InputError(f"row {row} is valid, yet has the reason {reason!r}; drop one of them")
+    return [
+        None if ok else reason or "not valid" for ok, reason in zip(flags, reasons, strict=True)
+    ]
+
+
+def with_network_id(
+    provenance: Mapping[str, Any], weight: np.ndarray | None, bias: np.ndarray | None, dim: int
+) -> dict[str, Any]:
+    """`provenance` with a ``network_id``: SHA-256 of name, dim and last layer where it has none."""
+    digest = hashlib.sha256(f"{provenance.get('network', '')} {dim}".encode())
+    for part in (weight, bias):
+        if part is not None:
+            digest.update(np.ascontiguousarray(part, dtype="<f4").tobytes())
+    return {"network_id": digest.hexdigest(), **provenance}

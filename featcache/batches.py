@@ -1,0 +1,148 @@
+"""Feed batches of decoded, rendered images, in an order that is a function of the seed alone."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from featcache.images import ImageSet, UnreadableImage, decode
+from featcache.views import (
+    Augmentation,
+    Preprocessing,
+    Recipe,
+    augmentation,
+    checked,
+    generator,
+    to_array,
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a worker hands over.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (b,)
+        Rows of the image set.
+    pixels : tensor of uint8, shape (b, v, 3, size, size)
+        Zeros where the image could not be read.
+    reasons : list of b
+        Why an image could not be read, None where it could.
+    """
+
+    rows: np.ndarray
+    pixels: torch.Tensor
+    reasons: list[str | None]
+
+    @property
+    def readable(self) -> np.ndarray:
+        """(b,) bool."""
+        return np.array([reason is None for reason in self.reasons])
+
+
+def collate(items: Sequence[tuple[int, np.ndarray, str | None]]) -> Batch:
+    """Stack single images."""
+    rows, pixels, reasons = zip(*items, strict=True)
+    return Batch(np.array(rows), torch.from_numpy(np.stack(pixels)), list(reasons))
+
+
+class TrainingImages(Dataset[tuple[int, np.ndarray, str | None]]):
+    """Augmented images; an item is (epoch, row) and depends on (seed, epoch, image id) alone."""
+
+    def __init__(
+        self, images: ImageSet, preprocessing: Preprocessing, augmentation_name: str, seed: int
+    ) -> None:
+        self.images = images
+        self.size = preprocessing.image_size
+        self.name = augmentation_name
+        self.preprocessing = preprocessing
+        self.seed = seed
+        self._augment: Augmentation | None = None
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[int, np.ndarray, str | None]:
+        epoch, row = item
+        if self._augment is None:  # made in the worker: transforms need not be sent to it
+            self._augment = augmentation(self.name, self.preprocessing)
+        try:
+            image = decode(self.images.path(row))
+        except UnreadableImage as error:
+            return row, np.zeros((1, 3, self.size, self.size), np.uint8), str(error)
+        rng = generator("train", self.seed, epoch, self.images.ids[row])
+        view = checked(self._augment(image, self.size, rng), self.size, self.name)
+        return row, to_array(view)[None], None
+
+
+class ViewImages(Dataset[tuple[int, np.ndarray, str | None]]):
+    """All views of an image; an item is a row."""
+
+    def __init__(self, images: ImageSet, recipe: Recipe) -> None:
+        self.images = images
+        self.recipe = recipe
+        self._augmentations: dict[str, Augmentation] | None = None
+
+    def __getitem__(self, row: int) -> tuple[int, np.ndarray, str | None]:
+        if self._augmentations is None:
+            self._augmentations = self.recipe.augmentations()
+        try:
+            image = decode(self.images.path(row))
+        except UnreadableImage as error:
+            size = self.recipe.preprocessing.image_size
+            return row, np.zeros((len(self._augmentations), 3, size, size), np.uint8), str(error)
+        image_id = str(self.images.ids[row])
+        return row, self.recipe.render(image, image_id, self._augmentations), None
+
+
+def epoch_batches(
+    n: int, batch_size: int, seed: int, epoch: int, skip: int = 0
+) -> Iterator[list[tuple[int, int]]]:
+    """Shuffled (epoch, row) items of one epoch in full batches, leaving out the first ``skip``.
+
+    The last n mod batch_size images of the order are left to another epoch, unless
+    there is no full batch at all.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(n)
+    for step in range(skip, steps_per_epoch(n, batch_size)):
+        rows = order[step * batch_size : (step + 1) * batch_size]
+        yield [(epoch, int(row)) for row in rows]
+
+
+def steps_per_epoch(n: int, batch_size: int) -> int:
+    """Full batches in n images, at least one."""
+    return max(1, n // batch_size)
+
+
+def row_batches(blocks: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
+    """Rows of the blocks cut into batches; a function of the blocks alone."""
+    return [
+        list(range(first, min(first + batch_size, stop)))
+        for start, stop in blocks
+        for first in range(start, stop, batch_size)
+    ]
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the parent alone decides what to do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def loader(
+    dataset: Dataset[Any], batches: Any, workers: int, device: torch.device
+) -> DataLoader[Batch]:
+    """Batches in order, decoded by worker processes (none: in this process)."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_leave_signals_to_parent,
+        prefetch_factor=4 if workers else None,
+    )

@@ -1,0 +1,129 @@
+"""The command ``featcache``: train, extract, info, verify."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from featcache import __version__
+from featcache.cache import FeatureCache
+from featcache.console import add_options, from_arguments, run
+from featcache.errors import MissingExtra
+from featcache.settings import ExtractionConfig, TrainingConfig
+
+EPILOG = """examples:
+  featcache train --images train/ --labels train_human_labels.csv \\
+      --labels train_machine_labels.csv --classes classes-trainable.csv \\
+      --validation 100000 --arch resnet101 --out runs/resnet101
+  featcache extract --run runs/resnet101 --images stage_1/ --labels tuning_labels.csv \\
+      --views strong --out caches/stage_1/resnet101.h5
+  featcache info caches/stage_1/resnet101.h5
+"""
+
+
+def _with_torch() -> None:
+    """Say in one line what is missing; let modules of the user's own be found from here."""
+    for package in ("torch", "torchvision", "timm", "PIL", "safetensors"):
+        try:
+            __import__(package)
+        except ModuleNotFoundError as error:
+            raise MissingExtra(package, "extract") from error
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    _with_torch()
+    from featcache.training import train
+
+    train(from_arguments(TrainingConfig, arguments))
+
+
+def _extract(arguments: argparse.Namespace) -> None:
+    _with_torch()
+    from featcache.extraction import extract
+
+    print(FeatureCache(extract(from_arguments(ExtractionConfig, arguments))).summary())
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    for path in arguments.caches:
+        print(FeatureCache(path).summary())
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    status = 0
+    for path in arguments.caches:
+        bad = FeatureCache(path).verify()
+        if bad:
+            status = 1
+            rows = ", ".join(f"{start} to {stop - 1}" for start, stop in bad)
+            print(f"{path}: damaged in rows {rows}; extract it again with --overwrite")
+        else:
+            print(f"{path}: every block has its hash")
+    return status
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="featcache",
+        description="Train image networks from scratch and cache their embeddings in HDF5.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"featcache {__version__}")
+    verbs = top.add_subparsers(metavar="VERB", required=True)
+
+    def verb(name: str, function: object, text: str, about: str = "") -> argparse.ArgumentParser:
+        added = verbs.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ". " + about,
+            formatter_class=argparse.HelpFormatter,
+        )
+        added.add_argument("--debug", action="store_true", help="show tracebacks")
+        added.set_defaults(function=function)
+        return added
+
+    add_options(
+        verb(
+            "train",
+            _train,
+            "train a network from scratch",
+            "Stop it whenever you like (Ctrl-C, kill): the same command goes on, and the result "
+            "is that of an unbroken run.",
+        ),
+        TrainingConfig,
+    )
+    add_options(
+        verb(
+            "extract",
+            _extract,
+            "write the penultimate embeddings of an image set to a cache",
+            "Stop it whenever you like: the same command goes on. An image that cannot be read "
+            "keeps its row, marked invalid.",
+        ),
+        ExtractionConfig,
+    )
+    info = verb("info", _info, "show what is inside a cache, in one screen")
+    info.add_argument("caches", nargs="+", metavar="CACHE.h5")
+    verify = verb(
+        "verify",
+        _verify,
+        "hash every block again",
+        "Exit status 1 names the rows that are damaged.",
+    )
+    verify.add_argument("caches", nargs="+", metavar="CACHE.h5")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run(parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

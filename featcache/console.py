@@ -1,0 +1,186 @@
+"""What both command lines share: options made from dataclasses, progress, one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+import time
+import traceback
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any, TextIO
+
+from featcache.errors import MissingExtra
+
+
+def option(default: Any, help: str, **extra: Any) -> Any:
+    """A dataclass field that is a command-line option as well; extra goes to argparse."""
+    metadata = {"help": help, "argparse": extra}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def required(help: str, **extra: Any) -> Any:
+    """A dataclass field that must be given."""
+    return dataclasses.field(metadata={"help": help, "argparse": {"required": True, **extra}})
+
+
+def add_options(parser: argparse.ArgumentParser, config: type) -> None:
+    """One option for each field of a dataclass made by :func:`option` and :func:`required`."""
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        if "argparse" not in field.metadata:
+            continue
+        settings = dict(field.metadata["argparse"])
+        flag = "--" + field.name.replace("_", "-")
+        text = field.metadata["help"]
+        if hints[field.name] is bool:
+            parser.add_argument(flag, action="store_true", help=text)
+            continue
+        if "default" not in settings and field.default is not dataclasses.MISSING:
+            settings["default"] = field.default
+            if field.default not in (None, ""):
+                text += " (default: %(default)s)"
+        settings.setdefault("type", _value_type(hints[field.name]))
+        parser.add_argument(flag, help=text, **settings)
+
+
+def _value_type(hint: Any) -> Callable[[str], Any]:
+    """int of int, of int | None; str of list[str]."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    if typing.get_origin(hint) is list:
+        hint = typing.get_args(hint)[0]
+    return hint if hint in (int, float) else str
+
+
+def from_arguments(config: type, arguments: argparse.Namespace) -> Any:
+    """The dataclass filled from parsed options; absent lists and dicts take their defaults."""
+    values = {
+        field.name: getattr(arguments, field.name)
+        for field in dataclasses.fields(config)
+        if "argparse" in field.metadata and getattr(arguments, field.name) is not None
+    }
+    return config(**values)
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 05 s, 2 h 10 min."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02d} s"
+    return f"{s // 3600} h {s % 3600 // 60:02d} min"
+
+
+class Progress:
+    """A line with rate and time left, redrawn on a terminal, silent elsewhere.
+
+    Parameters
+    ----------
+    total : int
+        Units of work in all.
+    unit : str
+        What is counted, in the plural.
+    done : int
+        Units that an earlier run has done; they do not count for the rate.
+    stream : file
+        Where to draw; standard error by default.
+    """
+
+    def __init__(self, total: int, unit: str, done: int = 0, stream: TextIO | None = None) -> None:
+        self.total, self.unit, self.done = total, unit, done
+        self._start_count, self._start = done, time.monotonic()
+        self._stream = sys.stderr if stream is None else stream
+        self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._drawn = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Units a second in this run."""
+        return (self.done - self._start_count) / max(time.monotonic() - self._start, 1e-9)
+
+    def describe(self, note: str = "") -> str:
+        """``1,200 / 3,000 images, 410/s, 5 s left`` and the note."""
+        left = (self.total - self.done) / self.rate if self.rate > 0 else 0.0
+        ending = f", {duration(left)} left" if self.done < self.total and self.rate > 0 else ""
+        text = f"{self.done:,} / {self.total:,} {self.unit}, {self.rate:,.0f}/s{ending}"
+        return f"{text}, {note}" if note else text
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Count finished units and redraw at most four times a second."""
+        self.done += count
+        now = time.monotonic()
+        if self._live and (now - self._drawn > 0.25 or self.done >= self.total):
+            self._drawn = now
+            self._stream.write("\r\x1b[K" + self.describe(note))
+            self._stream.flush()
+
+    def print(self, line: str) -> None:
+        """A lasting line above the moving one."""
+        self.clear()
+        print(line, flush=True)
+
+    def clear(self) -> None:
+        """Take the moving line away."""
+        if self._live and self._drawn:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+            self._drawn = 0.0
+
+
+class Interrupted(Exception):
+    """Work was stopped by a signal and can go on later; the message says how."""
+
+
+class StopRequest:
+    """While open, the first SIGINT or SIGTERM only asks for an end between two batches."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> StopRequest:
+        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def run(parser: argparse.ArgumentParser, argv: Iterable[str] | None) -> int:
+    """Parse, call the verb's ``function``, and turn errors a user can mend into one line.
+
+    Returns the exit status: 0 fine, 1 ran and the answer is bad, 2 wrong use,
+    130 interrupted. With ``--debug`` tracebacks are shown.
+    """
+    arguments = parser.parse_args(None if argv is None else list(argv))
+    try:
+        status: int | None = arguments.function(arguments)
+        return status or 0
+    except Interrupted as stop:
+        print(f"{parser.prog}: {stop}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output is gone; say nothing more, at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, MissingExtra) as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,160 @@
+"""The folder of a trained network: what is in it, and how it is read and written.
+
+========================  ============================================================
+``config.json``           everything that the run was resolved to
+``classes.csv``           ``label_code,description`` in the order of the outputs
+``validation_ids.txt``    images held out
+``missing_images.txt``    ids of the label files that have no image file
+``unreadable_images.csv`` images that could not be decoded, and why
+``log.csv``               a row for each evaluation
+``checkpoint.pt``         all that is needed to go on
+``weights.safetensors``   the best weights so far
+========================  ============================================================
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import nn
+
+from featcache.annotations import read_descriptions
+from featcache.atomic import replacing, write_atomically
+from featcache.errors import InputError
+from featcache.networks import NetworkSpec
+from featcache.views import Preprocessing
+
+CONFIG = "config.json"
+CLASSES = "classes.csv"
+VALIDATION_IDS = "validation_ids.txt"
+MISSING = "missing_images.txt"
+UNREADABLE = "unreadable_images.csv"
+LOG = "log.csv"
+CHECKPOINT = "checkpoint.pt"
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained network on disk, ready to extract with.
+
+    Attributes
+    ----------
+    path : Path
+        The folder.
+    network : NetworkSpec
+        How to build it.
+    preprocessing : Preprocessing
+        How images become its input.
+    classes, names : ndarray of str, shape (K,)
+        Class ids and their names in the order of the outputs.
+    config : dict
+        All of ``config.json``.
+    """
+
+    path: Path
+    network: NetworkSpec
+    preprocessing: Preprocessing
+    classes: np.ndarray
+    names: np.ndarray
+    config: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Run:
+        """Read the folder.
+
+        Raises
+        ------
+        InputError
+            If it is not the folder of a run that has weights.
+        """
+        root = Path(path)
+        if not (root / CONFIG).is_file():
+            raise InputError(f"{root}: no {CONFIG} there; give the --out of `featcache train`")
+        if not (root / WEIGHTS).is_file():
+            raise InputError(f"{root}: no {WEIGHTS} yet; let `featcache train` reach an evaluation")
+        config = json.loads((root / CONFIG).read_text("utf-8"))
+        names = read_descriptions(root / CLASSES)
+        preprocessing = config["preprocessing"]
+        return cls(
+            path=root,
+            network=NetworkSpec(**config["network"]),
+            preprocessing=Preprocessing(
+                **preprocessing
+                | {"mean": tuple(preprocessing["mean"]), "std": tuple(preprocessing["std"])}
+            ),
+            classes=np.array(list(names)),
+            names=np.array(list(names.values())),
+            config=config,
+        )
+
+    def load_network(self) -> nn.Module:
+        """The network with its trained weights, in evaluation mode.
+
+        Raises
+        ------
+        InputError
+            If the weights do not fit the network.
+        """
+        network = self.network.build()
+        weights = self.path / WEIGHTS
+        try:
+            network.load_state_dict(safetensors.torch.load_file(weights))
+        except (RuntimeError, safetensors.SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"{weights}: does not fit --arch {self.network.arch!r} ({reason})"
+            ) from error
+        return network.eval()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file whole or not at all."""
+    write_atomically(path, text.encode("utf-8"))
+
+
+def write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write a small CSV file whole or not at all."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    write_text(path, buffer.getvalue())
+
+
+def save_weights(path: Path, network: nn.Module) -> None:
+    """The state dict as safetensors."""
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(state, temporary)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """A checkpoint, whole or not at all."""
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """A checkpoint; only tensors and plain values are accepted.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"{path}: not a readable checkpoint ({error}); train with --overwrite"
+        ) from error
+    return state

@@ -1,0 +1,128 @@
+"""What can be asked of training and of extraction; every field is a command-line option."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from featcache.console import option, required
+from featcache.errors import InputError
+
+PRECISIONS = ("auto", "bf16", "float32")
+UNLISTED = ("negative", "unknown")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What a run is made of; every field is an option of ``featcache train``."""
+
+    images: str = required("folder of image files, named by their ids", metavar="DIR")
+    labels: list[str] = required(
+        "label file; repeat it for several, the first one to name a label of an image counts",
+        action="append",
+        metavar="CSV",
+    )
+    arch: str = required("timm model name, or package.module:factory of your own", metavar="NAME")
+    out: str = required(
+        "folder of the run; the same command goes on where it stopped", metavar="RUN"
+    )
+    classes: str = option("", "only these classes: a file with a column label_code", metavar="CSV")
+    descriptions: str = option("", "names of classes: label_code,description", metavar="CSV")
+    unlisted: str = option("negative", "what a label in no file means", choices=UNLISTED)
+    validation: str = option(
+        "0.1",
+        "hold out: a number of images (chosen by a hash of the id), a share below 1, "
+        "or a file of ids",
+        metavar="N|FILE",
+    )
+    image_size: int = option(224, "side of the input in pixels")
+    model_kwargs: list[str] = option(
+        [], "keyword=value for the network's factory; repeat it", action="append", metavar="K=V"
+    )
+    augment: str = option(
+        "photo", "none, photo, photo-strong, strong, or package.module:function", metavar="NAME"
+    )
+    epochs: int = option(100, "passes over the training images at most")
+    batch_size: int = option(256, "images a step")
+    optimizer: str = option("sgd", "timm optimiser name (sgd has Nesterov momentum)")
+    lr: float = option(0.1, "learning rate after warm-up")
+    momentum: float = option(0.9, "momentum, or the first beta of Adam's family")
+    beta2: float = option(0.99, "second beta of Adam's family")
+    weight_decay: float = option(1e-4, "weight decay, not on biases and norms")
+    warmup_steps: int = option(500, "steps of linear warm-up")
+    schedule: str = option(
+        "plateau",
+        "plateau: reduce when validation stops improving; cosine: to zero over --epochs",
+        choices=["plateau", "cosine"],
+    )
+    patience: int = option(2, "plateau: evaluations without improvement before a reduction")
+    reduction: float = option(0.1, "plateau: factor of a reduction")
+    max_reductions: int = option(3, "plateau: stop at the next plateau after this many reductions")
+    clip: float = option(0.0, "clip the norm of the gradient; 0: do not")
+    smoothing: float = option(0.0, "label smoothing")
+    precision: str = option(
+        "auto",
+        "auto is bf16 on CUDA, float32 on a CPU",
+        choices=PRECISIONS,
+    )
+    device: str = option("auto", "auto, cpu or cuda", metavar="cpu|cuda")
+    workers: int = option(2, "processes that decode and augment")
+    threads: int = option(0, "threads of torch on a CPU; 0: as torch chooses")
+    checkpoint_minutes: float = option(10.0, "save at least this often, besides every epoch")
+    seed: int = option(0, "of weights, order and augmentation")
+    overwrite: bool = option(False, "begin anew and replace an existing run")
+
+
+# These may change between two sittings of one run without changing what it computes.
+CHANGEABLE = frozenset({"out", "overwrite", "workers", "checkpoint_minutes"})
+
+
+@dataclass(frozen=True)
+class ExtractionConfig:
+    """What a cache is made of; every field is an option of ``featcache extract``."""
+
+    run: str = required("folder of a trained network", metavar="RUN")
+    images: str = required("folder of image files", metavar="DIR")
+    out: str = required("the cache; the same command goes on where it stopped", metavar="CACHE.h5")
+    labels: list[str] = option(
+        [], "label file; repeat it for several", action="append", metavar="CSV"
+    )
+    unlisted: str = option("negative", "what a label in no file means", choices=UNLISTED)
+    ids: str = option(
+        "", "only these images, in this order: a file with an id a line", metavar="FILE"
+    )
+    views: str = option(
+        "eval",
+        "eval; tta: mirror image and crops as well; strong: random ones; "
+        "or package.module:function of an augmentation",
+        metavar="eval|tta|strong",
+    )
+    view_count: int = option(4, "random views of an image beside the plain one")
+    batch_size: int = option(64, "images in a forward pass")
+    precision: str = option("auto", "auto is bf16 on CUDA, float32 on a CPU", choices=PRECISIONS)
+    device: str = option("auto", "auto, cpu or cuda", metavar="cpu|cuda")
+    workers: int = option(2, "processes that decode and render")
+    threads: int = option(0, "threads of torch on a CPU; 0: as torch chooses")
+    seed: int = option(0, "of the random views")
+    overwrite: bool = option(False, "replace an existing cache")
+
+
+def parse_kwargs(pairs: list[str]) -> dict[str, Any]:
+    """``["width=16", "act_layer=silu"]`` -> dict; values are JSON where they can be.
+
+    Raises
+    ------
+    InputError
+        If there is no equals sign.
+    """
+    kwargs: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"--model-kwargs {pair!r}: expected keyword=value")
+        try:
+            kwargs[name] = json.loads(value)
+        except json.JSONDecodeError:
+            kwargs[name] = value
+    return kwargs

@@ -1,0 +1,295 @@
+"""Which dropout rate is best out of fold?"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from heads.decisions import apply_threshold, best_global_threshold
+from heads.dropout import check_dropouts, dropout_from_rho, rho_from_dropout
+from heads.folds import Fold
+from heads.metrics import mean_fbeta
+from heads.training import TrainingSet
+
+Scoring: TypeAlias = Literal["fbeta", "log_loss", "mse"]
+
+_EXTENSIONS = 4  # rates that an end of the grid may grow by
+_LEAST_RATIO = 2.0  # of rho, from a rate to the next beyond the grid
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Held-out scores of all images at one rate.
+
+    Attributes
+    ----------
+    margin : (n, K)
+        On the scale of ``decision_function``.
+    probability : (n, K) or None
+        None if it is yet to be calibrated from the margins.
+    """
+
+    margin: np.ndarray
+    probability: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Search:
+    """How rates are compared.
+
+    Attributes
+    ----------
+    dropouts : ascending rates
+    scoring : "fbeta", "log_loss" or "mse"
+        F-beta per image at the best global threshold, to be maximised; or mean
+        log-loss, or mean squared error, over known entries, to be minimised.
+    beta : float
+    per_label : bool
+        Each label takes its own rate, by log-loss or squared error.
+    """
+
+    dropouts: np.ndarray
+    scoring: Scoring
+    beta: float
+    per_label: bool
+
+    @classmethod
+    def checked(cls, dropouts: object, scoring: str, beta: float, per_label: bool) -> Search:
+        """Refuse what cannot be searched."""
+        if scoring not in ("fbeta", "log_loss", "mse"):
+            raise ValueError(f"scoring is {scoring!r}; expected 'fbeta', 'log_loss' or 'mse'")
+        if per_label and scoring == "fbeta":
+            raise ValueError(
+                "scoring='fbeta' judges all labels together; per_label=True needs "
+                "scoring='log_loss' or 'mse'"
+            )
+        return cls(check_dropouts(dropouts), scoring, beta, per_label)  # type: ignore
+
+
+@dataclass
+class Selected:
+    """The outcome of a search: one rate, or one a label, and its out-of-fold scores."""
+
+    dropout: np.ndarray
+    score: float
+    results: dict[str, np.ndarray]
+    out_of_fold: OutOfFold
+
+
+@dataclass(frozen=True)
+class _Score:
+    """Score of one rate: over all rows, in each fold (F,), of each label (K,) if defined."""
+
+    pooled: float
+    folds: np.ndarray
+    labels: np.ndarray | None
+    threshold: float
+
+
+class _Scorer:
+    def __init__(
+        self,
+        data: TrainingSet,
+        folds: list[Fold],
+        search: Search,
+        calibrate: Callable[[np.ndarray], np.ndarray] | None,
+    ) -> None:
+        self.data, self.tests, self.search = data, [test for _, test in folds], search
+        self.calibrate = calibrate
+        self.truth = _truth(data) if search.scoring == "fbeta" else None
+
+    def score(self, oof: OutOfFold) -> _Score:
+        if self.truth is not None:
+            return self._fbeta(oof.margin if oof.probability is None else oof.probability)
+        return self._loss(oof)
+
+    def _fbeta(self, P: np.ndarray) -> _Score:
+        truth, weight, beta = self.truth, self.data.weight, self.search.beta
+        threshold, pooled = best_global_threshold(P, truth, beta, sample_weight=weight)
+        chosen = apply_threshold(P, threshold)
+        assert truth is not None
+        per_fold = [
+            mean_fbeta(truth[test], chosen[test], beta, sample_weight=weight[test])
+            if weight[test].any()
+            else np.nan
+            for test in self.tests
+        ]
+        return _Score(pooled, np.array(per_fold), None, threshold)
+
+    def _loss(self, oof: OutOfFold) -> _Score:
+        data, P = self.data, oof.probability
+        if self.search.scoring == "mse":
+            P = oof.margin if P is None else P
+        elif P is None:
+            assert self.calibrate is not None
+            P = self.calibrate(oof.margin)
+        entry_losses = log_losses if self.search.scoring == "log_loss" else squared_errors
+        sums = np.empty((len(self.tests), data.n_labels))
+        weights = np.empty_like(sums)
+        for fold, test in enumerate(self.tests):
+            losses = entry_losses(data.Y[test], P[test])
+            a = data.weight[test]
+            if data.known is None:
+                weights[fold] = a.sum()
+            else:
+                losses *= data.known[test]
+                weights[fold] = a @ data.known[test]
+            sums[fold] = a.astype(losses.dtype) @ losses
+        if not weights.sum() > 0:
+            raise ValueError("no target with a positive weight is known; nothing can be scored")
+        with np.errstate(invalid="ignore"):
+            folds = sums.sum(axis=1) / weights.sum(axis=1)
+            labels = sums.sum(axis=0) / weights.sum(axis=0)
+        return _Score(float(sums.sum() / weights.sum()), folds, labels, np.nan)
+
+
+def log_losses(Y: np.ndarray, P: np.ndarray) -> np.ndarray:
+    """-y log p - (1 - y) log(1 - p) of each entry, p clipped by the rounding error of float32."""
+    eps = np.finfo(np.float32).eps
+    P = np.clip(P, eps, 1 - eps)
+    losses = -np.log1p(-P)
+    losses -= Y * (np.log(P) + losses)
+    return losses
+
+
+def squared_errors(Y: np.ndarray, P: np.ndarray) -> np.ndarray:
+    """(y - p)^2 of each entry."""
+    error = Y - P
+    error *= error
+    return error
+
+
+def _truth(data: TrainingSet) -> csr_matrix | np.ndarray:
+    """Labels that hold (soft ones: from 1/2 on); dense with NaN if some are unknown."""
+    truth = data.Y >= 0.5
+    if data.known is None:
+        return csr_matrix(truth)
+    return np.where(data.known, truth, np.nan)
+
+
+class _Best:
+    """The best rate so far, of all labels or of each, with its scores."""
+
+    def __init__(self, search: Search, n_labels: int) -> None:
+        self.search = search
+        self.sign = -1.0 if search.scoring == "fbeta" else 1.0
+        size = n_labels if search.per_label else 1
+        self.cost = np.full(size, np.inf)
+        self.dropout = np.zeros(size)
+        self.oof: OutOfFold | None = None
+
+    def offer(self, dropout: float, score: _Score, oof: OutOfFold) -> None:
+        pooled = np.array([score.pooled])
+        cost = self.sign * (score.labels if self.search.per_label else pooled)
+        # Of equal rates the stronger one: it leaves less to chance.
+        better = (cost < self.cost) | ((cost == self.cost) & (dropout > self.dropout))
+        if self.oof is None:
+            better[:] = True
+        self.cost = np.where(better, cost, self.cost)
+        self.dropout = np.where(better, dropout, self.dropout)
+        if not self.search.per_label:
+            self.oof = oof if better[0] else self.oof
+            return
+        if self.oof is None:
+            self.oof = oof
+            return
+        self.oof.margin[:, better] = oof.margin[:, better]
+        if self.oof.probability is not None and oof.probability is not None:
+            self.oof.probability[:, better] = oof.probability[:, better]
+
+
+def select_dropout(
+    evaluate: Callable[[float], OutOfFold],
+    data: TrainingSet,
+    folds: list[Fold],
+    search: Search,
+    calibrate: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Selected:
+    """Score every rate out of fold, from the strongest down, and pick the best.
+
+    A grid of several rates grows beyond an end at which the best rate lies, by
+    at most four rates; if the best is still at an end, a warning says so.
+
+    Parameters
+    ----------
+    evaluate : function of a rate
+        Gives new arrays of held-out scores of all images.
+    calibrate : function of margins, optional
+        Gives probabilities where `evaluate` does not.
+    """
+    scorer = _Scorer(data, folds, search, calibrate)
+    best = _Best(search, data.n_labels)
+    scores: dict[float, _Score] = {}
+
+    def run(dropout: float) -> None:
+        oof = evaluate(dropout)
+        scores[dropout] = scorer.score(oof)
+        best.offer(dropout, scores[dropout], oof)
+
+    for dropout in search.dropouts[::-1]:
+        run(float(dropout))
+    if len(search.dropouts) > 1:
+        _extend(run, scores, best.sign)
+    assert best.oof is not None
+    chosen = best.dropout if search.per_label else best.dropout[0]
+    results = _results(scores)
+    score = results["score"][results["dropout"] == best.dropout[0]]
+    pooled = scorer.score(best.oof).pooled if search.per_label else float(score[0])
+    return Selected(np.asarray(chosen), pooled, results, best.oof)
+
+
+def _extend(run: Callable[[float], None], scores: dict[float, _Score], sign: float) -> None:
+    """Add rates beyond the end where the best one is."""
+    for _ in range(_EXTENSIONS):
+        following = _beyond(scores, sign)
+        if following is None:
+            return
+        run(following)
+    if _beyond(scores, sign) is not None:
+        best = min(scores, key=lambda p: sign * scores[p].pooled)
+        end = "largest" if best == max(scores) else "smallest"
+        warnings.warn(
+            f"the best dropout, {best:.4g}, is the {end} that was tried; widen dropouts",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _beyond(scores: dict[float, _Score], sign: float) -> float | None:
+    """The next rate if the best one so far is at an end of those tried, else None."""
+    rates = sorted(scores)
+    costs = np.array([sign * scores[p].pooled for p in rates])
+    best = len(rates) - 1 - int(np.argmin(costs[::-1]))
+    rho = rho_from_dropout(np.array(rates))
+    if best == len(rates) - 1:
+        ratio = rho[-1] / rho[-2] if rho[-2] > 0 else _LEAST_RATIO
+        following = float(dropout_from_rho(rho[-1] * max(ratio, _LEAST_RATIO)))
+        return following if following < 1 else None
+    if best == 0 and rho[0] > 0:
+        return float(dropout_from_rho(rho[0] / max(rho[1] / rho[0], _LEAST_RATIO)))
+    return None
+
+
+def _results(scores: dict[float, _Score]) -> dict[str, np.ndarray]:
+    """The table of a search, one row a rate, ascending."""
+    rates = sorted(scores)
+    folds = np.array([scores[p].folds for p in rates])
+    table = {
+        "dropout": np.array(rates),
+        "rho": rho_from_dropout(np.array(rates)),
+        "score": np.array([scores[p].pooled for p in rates]),
+        "mean_score": np.nanmean(folds, axis=1),
+        "std_score": np.nanstd(folds, axis=1),
+        "fold_scores": folds,
+    }
+    by_label = [scores[p].labels for p in rates]
+    if all(labels is not None for labels in by_label):
+        table["label_scores"] = np.array(by_label)
+    else:
+        table["threshold"] = np.array([scores[p].threshold for p in rates])
+    return table
