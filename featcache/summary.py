@@ -60,7 +60,7 @@ def _size(nbytes: float) -> str:
 def _images(cache: FeatureCache) -> str:
     n, bad = len(cache), int(np.count_nonzero(~cache.valid))
     ends = f"{cache.ids[0]} to {cache.ids[-1]}" if n else "none"
-    return f"{n:,} ({ends}), {n - bad:,} valid, {bad:,} skipped"
+    return f"{n:,}, {n - bad:,} valid, {bad:,} skipped; {ends}"
 
 
 def _labels(cache: FeatureCache) -> list[tuple[int, str]]:
@@ -73,7 +73,8 @@ def _labels(cache: FeatureCache) -> list[tuple[int, str]]:
     if len(a_row):
         texts.append(f"{a_row.mean():.3g} positives a row, {a_row.min()} to {a_row.max()}")
     if not labels.known.all():
-        texts.append(f"{np.count_nonzero(~labels.known):,} rows without an entry")
+        unknown = int(np.count_nonzero(~labels.known))
+        texts.append(f"{unknown:,} row{'s' * (unknown != 1)} without an entry in a label file")
     if labels.outside.any():
         texts.append(f"{labels.outside.sum():,} true labels outside the classes")
     texts.append(f"what is not listed is {labels.unlisted}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from numbers import Integral
 from typing import Any
@@ -218,10 +218,7 @@ def check_folds(
         cv = cv.split(X, Y, groups)
     elif isinstance(cv, (str, bool)) or not isinstance(cv, Iterable):
         raise ValueError(f"cv is {cv!r}; expected an int, a splitter or (train, test) pairs")
-    folds = [
-        (_indices(train, n, f"train of fold {k}"), _indices(test, n, f"test of fold {k}"))
-        for k, (train, test) in enumerate(cv)
-    ]
+    folds = [_fold(fold, n, f"fold {k} of cv") for k, fold in enumerate(cv)]
     tested = np.zeros(n, dtype=np.int64)
     for k, (train, test) in enumerate(folds):
         np.add.at(tested, test, 1)
@@ -245,14 +242,20 @@ def _n_rows(X: Any) -> int:
     return int(X.shape[0]) if hasattr(X, "shape") else len(X)
 
 
+def _fold(fold: Any, n: int, what: str) -> Fold:
+    if not isinstance(fold, Sequence) or len(fold) != 2:
+        raise ValueError(f"{what} is {fold!r:.60}; expected a pair (train, test)")
+    return _indices(fold[0], n, f"train of {what}"), _indices(fold[1], n, f"test of {what}")
+
+
 def _indices(rows: Any, n: int, what: str) -> np.ndarray:
     rows = np.asarray(rows)
     if rows.dtype == bool and rows.shape == (n,):
         rows = np.flatnonzero(rows)
     if rows.ndim != 1 or not len(rows) or rows.dtype.kind not in "iu":
-        raise ValueError(f"{what} of cv must be row indices, at least one; got {rows!r:.60}")
+        raise ValueError(f"{what} must be row indices, at least one; got {rows!r:.60}")
     if rows.min() < 0 or rows.max() >= n:
-        raise ValueError(f"{what} of cv has row {rows.max()}, but there are only {n} rows")
+        raise ValueError(f"{what} has row {rows.max()}, but there are only {n} rows")
     return rows.astype(np.intp)
 
 

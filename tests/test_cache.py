@@ -1,0 +1,625 @@
+"""Caches give back what was put in, aligned, and refuse what is no cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
+
+from featcache import FeatureCache, InputError, Labels, layout
+from featcache.writing import CacheContents, CacheWriter
+
+IDS = ["a", "bé", "c", "d", "e"]
+CLASSES = ["/m/0", "/m/1", "/m/2"]
+NAMES = ["Dog", "Bœuf", "Car"]
+
+
+def soft_labels() -> Labels:
+    """Five images: soft, hard and negative labels, an unlabelled row, one outside label."""
+    positives = csr_matrix(
+        np.array([[0.5, 1, 0], [0, 0, 0.75], [0, 0, 0], [1e-12, 0, 0], [0, 1, 0]], np.float32)
+    )
+    negatives = csr_matrix(
+        np.array([[0, 0, 1], [1, 0, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0]], np.float32)
+    )
+    return Labels(
+        IDS,
+        CLASSES,
+        positives,
+        negatives,
+        unlisted="unknown",
+        names=NAMES,
+        known=np.array([True, True, False, True, True]),
+        outside=np.array([0, 2, 0, 0, 0]),
+    )
+
+
+@pytest.fixture
+def features() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(5, 2, 4)).astype(np.float32)
+
+
+@pytest.fixture
+def weight() -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, features: np.ndarray, weight: np.ndarray) -> FeatureCache:
+    return FeatureCache.write(
+        tmp_path / "x.h5",
+        features,
+        IDS,
+        labels=soft_labels(),
+        weight=weight,
+        bias=np.arange(3),
+        views=["eval", "flip"],
+        reasons=[None, None, None, None, "cannot\n  identify"],
+        provenance={"network": "resnet", "crop": np.float32(0.5), "nested": {"seed": 1}},
+    )
+
+
+# ---------------------------------------------------------------- round trip
+
+
+def test_everything_comes_back(
+    cache: FeatureCache, features: np.ndarray, weight: np.ndarray, tmp_path: Path
+) -> None:
+    expected = features.astype(np.float16)
+    expected[4] = 0
+    np.testing.assert_array_equal(cache.features, expected)
+    assert cache.features.dtype == np.float16
+    np.testing.assert_array_equal(cache.x(), expected.astype(np.float32))
+    np.testing.assert_array_equal(cache.x("flip"), expected[:, 1].astype(np.float32))
+    assert cache.x("eval").dtype == np.float32
+    assert (cache.shape, len(cache)) == ((5, 2, 4), 5)
+    assert cache.ids.tolist() == IDS
+    assert cache.views.tolist() == ["eval", "flip"]
+    assert cache.classes.tolist() == CLASSES
+    assert cache.class_names.tolist() == NAMES
+    assert cache.valid.tolist() == [True] * 4 + [False]
+    assert cache.skipped == {"e": "cannot identify"}
+    np.testing.assert_array_equal(cache.weight, weight)
+    np.testing.assert_array_equal(cache.bias, [0, 1, 2])
+    assert cache.weight is not None
+    assert cache.weight.dtype == np.float32
+    assert cache.provenance["nested"] == {"seed": 1}
+    assert cache.provenance["crop"] == 0.5
+    assert cache.path == tmp_path / "x.h5"
+    assert cache.verify() == []
+
+
+def test_labels_come_back(cache: FeatureCache) -> None:
+    labels, truth = cache.labels, soft_labels()
+    assert labels is not None
+    assert labels.negatives is not None
+    assert truth.negatives is not None
+    np.testing.assert_allclose(
+        labels.positives.toarray(), truth.positives.toarray(), rtol=1e-3, atol=1e-7
+    )
+    # However small a confidence is, its label stays positive.
+    assert (labels.positives.toarray() > 0).tolist() == (truth.positives.toarray() > 0).tolist()
+    np.testing.assert_array_equal(labels.negatives.toarray(), truth.negatives.toarray())
+    assert labels.names is not None
+    assert labels.names.tolist() == NAMES
+    assert labels.known.tolist() == truth.known.tolist()
+    assert labels.outside.tolist() == truth.outside.tolist()
+    assert labels.unlisted == "unknown"
+
+
+def test_bare_cache_has_defaults(tmp_path: Path) -> None:
+    cache = FeatureCache.write(tmp_path / "x.h5", np.ones((3, 2)), ["1", "2", "3"])
+    assert cache.shape == (3, 1, 2)
+    assert cache.views.tolist() == ["eval"]
+    assert cache.labels is None
+    assert cache.weight is None
+    assert cache.bias is None
+    assert cache.classes.tolist() == []
+    assert cache.skipped == {}
+    with pytest.raises(InputError, match="has no labels; extract it with --labels"):
+        cache.training()
+    head = FeatureCache.write(tmp_path / "y.h5", np.ones((3, 2)), cache.ids, weight=np.ones((2, 2)))
+    assert head.classes.tolist() == head.class_names.tolist() == ["0", "1"]
+    np.testing.assert_array_equal(head.bias, [0, 0])
+
+
+def test_network_id_tells_networks_apart(tmp_path: Path) -> None:
+    def network_id(name: str, **parts: Any) -> str | None:
+        path = tmp_path / "x.h5"
+        return FeatureCache.write(path, np.ones((1, 2)), ["a"], overwrite=True, **parts).network_id
+
+    weight = np.ones((1, 2))
+    same = network_id("a", weight=weight, provenance={"network": "net"})
+    assert same == network_id("b", weight=weight, provenance={"network": "net", "seed": 3})
+    others = [
+        network_id("c", weight=2 * weight, provenance={"network": "net"}),
+        network_id("d", weight=weight, bias=[1], provenance={"network": "net"}),
+        network_id("e", weight=weight, provenance={"network": "other"}),
+        network_id("f", provenance={"network": "net"}),
+    ]
+    assert len({same, *others}) == 5
+    assert network_id("g", provenance={"network_id": "given"}) == "given"
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "bool"])
+def test_matrices_are_labels(tmp_path: Path, kind: str) -> None:
+    matrix = np.array([[0, 1], [1, 1], [0, 0]])
+    given = {"dense": matrix, "sparse": csr_matrix(matrix), "bool": matrix.astype(bool)}[kind]
+    cache = FeatureCache.write(tmp_path / "x.h5", np.ones((3, 2)), list("abc"), labels=given)
+    assert cache.labels is not None
+    np.testing.assert_array_equal(cache.labels.positives.toarray(), matrix)
+    assert cache.labels.unlisted == "negative"
+    assert cache.labels.known.all()
+    assert cache.training()["mask"] is None
+    with h5py.File(cache.path) as file:
+        assert sorted(file["labels"]) == ["indices", "indptr", "known"]  # all are certain
+
+
+def test_nan_is_unknown(tmp_path: Path) -> None:
+    nan = np.nan
+    matrix = np.array([[0, 1, nan], [nan, nan, nan], [0.5, 0, 0]])
+    cache = FeatureCache.write(tmp_path / "x.h5", np.ones((3, 2)), list("abc"), labels=matrix)
+    assert cache.labels is not None
+    assert cache.labels.known.tolist() == [True, False, True]
+    arguments = cache.training()
+    np.testing.assert_array_equal(arguments["Y"].toarray(), [[0, 1, 0], [0.5, 0, 0]])
+    np.testing.assert_array_equal(arguments["mask"], [[False, False, True], [False] * 3])
+
+
+def test_labels_of_other_rows_and_classes_are_brought_in_line(tmp_path: Path) -> None:
+    cache = FeatureCache.write(
+        tmp_path / "x.h5",
+        np.ones((3, 2)),
+        ["e", "nobody", "a"],
+        labels=soft_labels(),
+        classes=["/m/2", "/m/1", "/m/9"],
+    )
+    assert cache.labels is not None
+    np.testing.assert_array_equal(
+        cache.labels.positives.toarray(), [[0, 1, 0], [0, 0, 0], [0, 1, 0]]
+    )
+    assert cache.labels.known.tolist() == [True, False, True]
+    assert cache.labels.outside.tolist() == [0, 0, 1]
+
+
+def test_features_may_come_from_a_file(tmp_path: Path, features: np.ndarray) -> None:
+    np.save(tmp_path / "x.npy", features)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    with h5py.File(tmp_path / "source.h5", "w") as file:
+        file["x"] = features
+        cache = FeatureCache.write(tmp_path / "x.h5", file["x"], IDS)
+    other = FeatureCache.write(tmp_path / "y.h5", mapped, IDS)
+    np.testing.assert_array_equal(cache.features, features.astype(np.float16))
+    np.testing.assert_array_equal(other.features, cache.features)
+    # A file may even be written over by what is read from it.
+    again = FeatureCache.write(tmp_path / "x.h5", cache.features[::-1], IDS[::-1], overwrite=True)
+    np.testing.assert_array_equal(again.features, cache.features[::-1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": np.ones((2, 4))}, r"shape \(2, 4\) for 5 ids"),
+        ({"features": np.ones(5)}, r"shape \(5,\) for 5 ids"),
+        ({"features": np.full((5, 2), 1e5)}, "image a, view eval, dimension 0"),
+        ({"features": np.ones((0, 4)), "ids": []}, "no images"),
+        ({"views": ["eval", "flip"]}, "for features of 1 views"),
+        ({"labels": np.ones((4, 2))}, r"labels of shape \(4, 2\) for 5 ids"),
+        ({"labels": np.full((5, 2), 2)}, r"confidence 2.0, expected \(0, 1\]"),
+        ({"labels": np.full((5, 2), -1)}, r"confidence -1.0, expected \(0, 1\]"),
+        ({"labels": np.ones((5, 2)), "classes": ["k"]}, "expected"),
+        ({"valid": [True] * 4}, "4 valid flags"),
+        ({"valid": [True] * 5, "reasons": ["why"] + [None] * 4}, "row 0 is valid, yet"),
+    ],
+)
+def test_parts_that_disagree_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    parts: dict[str, Any] = {"features": np.ones((5, 4)), "ids": IDS}
+    with pytest.raises(InputError, match=message):
+        FeatureCache.write(tmp_path / "x.h5", **parts | changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_invalid_rows_keep_their_place(tmp_path: Path) -> None:
+    values = np.arange(1.0, 6)[:, None]
+    values[1] = np.nan
+    flags = [True, False, True, False, True]
+    cache = FeatureCache.write(tmp_path / "x.h5", values, IDS, valid=np.array(flags))
+    assert cache.x("eval")[:, 0].tolist() == [1, 0, 3, 0, 5]
+    assert cache.valid.tolist() == flags
+    assert cache.skipped == {"bé": "not valid", "d": "not valid"}
+    with h5py.File(cache.path) as file:
+        assert file["skipped/id"].asstr()[:].tolist() == ["bé", "d"]
+
+
+def test_large_provenance_fits(tmp_path: Path) -> None:
+    """HDF5 keeps at most 64 KiB of attributes inside an object header."""
+    text = "π" * 200_000
+    path = tmp_path / "x.h5"
+    cache = FeatureCache.write(path, np.ones((1, 1)), ["a"], provenance={"text": text})
+    assert cache.provenance["text"] == text
+
+
+# -------------------------------------------------------------------- layout
+
+
+def test_layout_is_as_promised(cache: FeatureCache) -> None:
+    """Read with h5py alone, as other programs do."""
+    with h5py.File(cache.path) as file:
+        data = file["features"]
+        assert (data.shape, data.dtype) == ((5, 2, 4), np.dtype("<f2"))
+        assert data.chunks is None
+        plist = data.id.get_create_plist()
+        assert plist.get_layout() == h5py.h5d.CONTIGUOUS
+        assert plist.get_nfilters() == 0
+        for name, expected in {
+            "ids": IDS,
+            "views": ["eval", "flip"],
+            "classes/id": CLASSES,
+            "classes/name": NAMES,
+            "skipped/id": ["e"],
+            "skipped/reason": ["cannot identify"],
+        }.items():
+            info = h5py.check_string_dtype(file[name].dtype)
+            assert info is not None
+            assert info.encoding == "utf-8"
+            assert [item.decode("utf-8") for item in file[name][:]] == expected
+        for name, dtype in {
+            "valid": bool,
+            "labels/known": bool,
+            "labels/data": np.float16,
+            "head/weight": np.float32,
+            "head/bias": np.float32,
+        }.items():
+            assert file[name].dtype == dtype
+        positives = csr_matrix(
+            (file["labels/data"][:], file["labels/indices"][:], file["labels/indptr"][:]), (5, 3)
+        )
+        assert positives[0, 0] == 0.5
+        assert file["labels/negative/indptr"][:].tolist() == [0, 1, 2, 2, 3, 3]
+        assert file["labels/negative/indices"][:].tolist() == [2, 0, 1]
+        digest = hashlib.sha256(data[:].tobytes()).hexdigest()
+        assert file["blocks/start"][:].tolist() == [0]
+        assert file["blocks/sha256"].asstr()[:].tolist() == [digest]
+        assert file.attrs["format"] == 1
+        provenance = json.loads(file.attrs["provenance"])
+        assert provenance["unlisted"] == "unknown"
+        assert re.fullmatch("[0-9a-f]{64}", provenance["network_id"])
+
+
+def test_features_are_mapped_and_read_only(cache: FeatureCache) -> None:
+    assert isinstance(cache.features, np.memmap)
+    assert np.shares_memory(cache.features, cache.features)
+    for array in (cache.features, cache.weight):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+    # No handle of HDF5 is left open: the file can be opened for writing.
+    with h5py.File(cache.path, "r+"):
+        pass
+
+
+def test_opening_reads_no_features(tmp_path: Path) -> None:
+    """4 GB of features (holes in the file) take neither memory nor reading."""
+    contents = CacheContents(np.arange(1000).astype(str), ["eval"], 2_000_000).checked()
+    path = tmp_path / "x.h5"
+    layout.create(path, contents)
+    layout.complete(path, contents, {}, [(0, "0" * 64)], {})
+    tracemalloc.start()
+    try:
+        cache = FeatureCache(path)
+        assert cache.shape == (1000, 1, 2_000_000)
+        assert "1,000 images" in repr(cache)
+        assert cache.summary()
+        assert cache.select(["7", "8"]).x("eval")[:, -3:].tolist() == [[0, 0, 0], [0, 0, 0]]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * 2 * 2_000_000 * (2 + 4)
+
+
+def test_verify_names_the_rows(tmp_path: Path) -> None:
+    contents = CacheContents(np.arange(10).astype(str), ["eval", "flip"], 4)
+    path = tmp_path / "x.h5"
+    with CacheWriter(path, contents, fingerprint={}, block_rows=3) as out:
+        for start, stop in out.pending():
+            out.write(start, np.ones((stop - start, 2, 4)), [None] * (stop - start))
+        out.finish({})
+    cache = FeatureCache(path)
+    assert cache.verify() == []
+    with h5py.File(path, "r+") as file:
+        file["features"][4, 1, 3] = 2
+        file["features"][9, 0, 0] = -1
+    assert cache.verify() == [(3, 6), (9, 10)]
+    assert cache.select(["0"]).verify() == [(3, 6), (9, 10)]
+    with h5py.File(path, "r+") as file:
+        file["blocks/start"][0] = 1
+    assert FeatureCache(path).verify() == [(0, 10)]
+
+
+# ------------------------------------------------------------------- refusal
+
+
+def test_what_is_no_cache_is_refused(tmp_path: Path, cache: FeatureCache) -> None:
+    def refused(message: str, path: Path = tmp_path / "bad.h5") -> None:
+        with pytest.raises(InputError, match=message) as caught:
+            FeatureCache(path)
+        assert path.name in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    bad, whole = tmp_path / "bad.h5", cache.path.read_bytes()
+    refused("no such file; make it with")
+    refused("no such file", tmp_path)
+    bad.write_bytes(b"")
+    refused("not a readable cache")
+    bad.write_bytes(b"image_id,labels\n" * 1000)
+    refused("not a readable cache")
+    bad.write_bytes(whole[:-200])
+    refused("not a readable cache")
+    bad.write_bytes(whole[: len(whole) // 2])
+    refused("not a readable cache")
+    with h5py.File(bad, "w") as file:
+        file["x"] = [1]
+    refused("no cache of features")
+    with h5py.File(bad, "w") as file:
+        file["features"] = np.ones((1, 1, 1), np.float16)
+    refused("unfinished cache, or one of another program")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ids", np.array([b"a", b"b"]), r"/ids has shape \(2,\), expected \(5,\)"),
+        ("valid", None, "/valid is missing"),
+        ("blocks/sha256", None, "/blocks/sha256 is missing"),
+        ("views", np.array([b"eval"]), r"/views has shape \(1,\), expected \(2,\)"),
+        ("labels/indptr", np.zeros(3, int), r"/labels/indptr has shape \(3,\), expected \(6,\)"),
+        ("head/bias", np.zeros(2), r"/head/bias has shape \(2,\), expected \(3,\)"),
+        ("head/weight", np.zeros(3), "/head/weight has shape"),
+        ("skipped/reason", np.array([b"x", b"y"]), "/skipped/reason has shape"),
+        ("features", np.zeros((5, 2, 4)), "features are float64"),
+        ("features", np.zeros((5, 4), np.float16), r"of shape \(5, 4\)"),
+    ],
+)
+def test_damaged_parts_are_named(
+    cache: FeatureCache, name: str, value: np.ndarray | None, message: str
+) -> None:
+    with h5py.File(cache.path, "r+") as file:
+        del file[name]
+        if value is not None:
+            file[name] = value
+    with pytest.raises(InputError, match=message):
+        FeatureCache(cache.path)
+
+
+def test_compressed_features_are_refused(cache: FeatureCache) -> None:
+    with h5py.File(cache.path, "r+") as file:
+        data = file["features"][:]
+        del file["features"]
+        file.create_dataset("features", data=data, compression="gzip")
+    with pytest.raises(InputError, match=r"expected contiguous, uncompressed float16"):
+        FeatureCache(cache.path)
+
+
+def test_newer_formats_and_damaged_provenance_are_refused(cache: FeatureCache) -> None:
+    with h5py.File(cache.path, "r+") as file:
+        file.attrs["format"] = 2
+    with pytest.raises(InputError, match="cache format 2, this featcache reads up to 1"):
+        FeatureCache(cache.path)
+    with h5py.File(cache.path, "r+") as file:
+        file.attrs["format"] = 1
+        file.attrs["provenance"] = "{"
+    with pytest.raises(InputError, match="not a readable cache"):
+        FeatureCache(cache.path)
+
+
+# ----------------------------------------------------------------- selection
+
+
+def test_select_keeps_everything_in_step(cache: FeatureCache) -> None:
+    part = cache.select(["e", "a", "c", "a"])
+    rows = [4, 0, 2, 0]
+    np.testing.assert_array_equal(part.features, cache.features[rows])
+    np.testing.assert_array_equal(part.x(), cache.x()[rows])
+    np.testing.assert_array_equal(part.x("flip"), cache.x("flip")[rows])
+    assert part.ids.tolist() == ["e", "a", "c", "a"]
+    assert part.valid.tolist() == [False, True, True, True]
+    assert part.skipped == {"e": "cannot identify"}
+    assert part.labels is not None
+    assert cache.labels is not None
+    np.testing.assert_array_equal(
+        part.labels.positives.toarray(), cache.labels.positives.toarray()[rows]
+    )
+    assert part.labels.ids.tolist() == part.ids.tolist()
+    assert part.labels.known.tolist() == [True, True, False, True]
+    assert part.shape == (4, 2, 4)
+    again = part.select(["a", "e"])
+    np.testing.assert_array_equal(again.features, cache.features[[0, 4]])
+    assert len(cache.select([])) == 0
+    assert cache.select([]).x("eval").shape == (0, 4)
+
+
+def test_select_refuses_what_is_not_there(cache: FeatureCache, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"x\.h5: id 'zz' is not here"):
+        cache.select(["a", "zz"])
+    with pytest.raises(InputError, match="id 'bé' is not here"):
+        cache.select(["a"]).select(["bé"])
+    twice = FeatureCache.write(tmp_path / "twice.h5", np.ones((3, 1)), ["a", "b", "a"])
+    assert twice.select(["b"]).ids.tolist() == ["b"]
+    with pytest.raises(InputError, match="id 'a' names several rows"):
+        twice.select(["a"])
+    with pytest.raises(InputError, match=r"no view 'zoom'; choose from \['eval', 'flip'\]"):
+        cache.x("zoom")
+
+
+def test_a_pickled_cache_is_small_and_the_same(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(500, 100))
+    cache = FeatureCache.write(tmp_path / "x.h5", values, np.arange(500).astype(str))
+    for item in (cache, cache.select(["7", "3"])):
+        sent = pickle.dumps(item)
+        assert len(sent) < 1000
+        np.testing.assert_array_equal(pickle.loads(sent).features, item.features)
+
+
+# ------------------------------------------------------------------ training
+
+
+def test_training_maps_when_all_rows_are_used(tmp_path: Path) -> None:
+    cache = FeatureCache.write(
+        tmp_path / "x.h5", np.ones((4, 3)), list("abab"), labels=np.eye(4), weight=np.ones((4, 3))
+    )
+    arguments = cache.training()
+    assert np.shares_memory(arguments["X"], cache.features)
+    assert arguments["mask"] is None
+    assert arguments["groups"].tolist() == [0, 1, 0, 1]
+    assert arguments["Y"].dtype == np.float32
+    np.testing.assert_array_equal(arguments["coef_init"], np.ones((4, 3)))
+
+
+def test_training_refuses_what_cannot_train(cache: FeatureCache) -> None:
+    with pytest.raises(InputError, match="class '/m/7' is not among its 3 classes"):
+        cache.training(classes=["/m/1", "/m/7"])
+    with pytest.raises(InputError, match="none of its 2 rows is both readable and labelled"):
+        cache.select(["c", "e"]).training()  # no entry; no image
+    nothing = cache.training(min_positives=99)
+    assert nothing["Y"].shape == (3, 0)
+    assert nothing["coef_init"].shape == (0, 4)
+
+
+@st.composite
+def images(draw: st.DrawFn) -> dict[str, Any]:
+    """What is known of a few images, plainly: {image: {class: confidence, or 0 for negative}}."""
+    ids = draw(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=8, unique=True))
+    classes = draw(st.lists(st.sampled_from("KLMNO"), min_size=1, max_size=5, unique=True))
+    known = st.dictionaries(st.sampled_from(classes), st.sampled_from([0.0, 0.25, 1.0]))
+    return {
+        "classes": classes,
+        "unlisted": draw(st.sampled_from(["negative", "unknown"])),
+        "labels": {name: draw(known) for name in ids},
+        "labelled": {name: draw(st.booleans()) for name in ids},
+        "valid": {name: draw(st.booleans()) for name in ids},
+        "wanted": draw(st.lists(st.sampled_from(ids), max_size=9)),
+        "wanted_classes": draw(st.one_of(st.none(), st.permutations(classes))),
+        "min_positives": draw(st.integers(0, 3)),
+        "has_head": draw(st.booleans()),
+    }
+
+
+@settings(derandomize=True, deadline=None, database=None, max_examples=80)
+@given(case=images())
+def test_training_is_what_dictionaries_say(
+    case: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    ids, classes, truth = list(case["labels"]), case["classes"], case["labels"]
+    number = {name: row + 1.0 for row, name in enumerate(ids)}
+    head = {name: 10.0 * column for column, name in enumerate(classes)}
+
+    def matrix(wanted: Any) -> csr_matrix:
+        return csr_matrix([[wanted(truth[i].get(k)) for k in classes] for i in ids], dtype="f4")
+
+    labels = Labels(
+        ids,
+        classes,
+        matrix(lambda value: value or 0),
+        matrix(lambda value: value == 0 and value is not None),
+        unlisted=case["unlisted"],
+        known=np.array([case["labelled"][i] for i in ids]),
+    )
+    path = tmp_path_factory.mktemp("training") / "x.h5"
+    cache = FeatureCache.write(
+        path,
+        np.array([[number[i]] for i in ids]),
+        ids,
+        labels=labels,
+        weight=np.array([[head[k]] for k in classes]) if case["has_head"] else None,
+        bias=-np.array([head[k] for k in classes]) if case["has_head"] else None,
+        valid=np.array([case["valid"][i] for i in ids]),
+    ).select(case["wanted"])
+
+    rows = [i for i in case["wanted"] if case["valid"][i] and case["labelled"][i]]
+    options = {"classes": case["wanted_classes"], "min_positives": case["min_positives"]}
+    if not rows:
+        with pytest.raises(InputError, match="readable and labelled"):
+            cache.training(**options)
+        return
+    columns = [
+        k
+        for k in (case["wanted_classes"] or classes)
+        if sum(truth[i].get(k, 0) > 0 for i in rows) >= case["min_positives"]
+    ]
+    arguments = cache.training(**options)
+    assert cache.frequent(case["min_positives"], case["wanted_classes"]).tolist() == columns
+    assert arguments["X"][:, 0, 0].tolist() == [number[i] for i in rows]
+    expected = [[truth[i].get(k, 0) for k in columns] for i in rows]
+    np.testing.assert_array_equal(
+        arguments["Y"].toarray(), np.reshape(expected, (len(rows), len(columns)))
+    )
+    if case["unlisted"] == "negative":
+        assert arguments["mask"] is None
+    else:
+        assert arguments["mask"].tolist() == [[k not in truth[i] for k in columns] for i in rows]
+    groups = arguments["groups"].tolist()
+    assert [a == b for a in groups for b in groups] == [a == b for a in rows for b in rows]
+    if case["has_head"]:
+        assert arguments["coef_init"].tolist() == [[head[k]] for k in columns]
+        assert arguments["intercept_init"].tolist() == [-head[k] for k in columns]
+    else:
+        assert arguments["coef_init"] is None
+        assert arguments["intercept_init"] is None
+
+
+# ------------------------------------------------------------------- summary
+
+
+def test_summary_says_what_is_inside(cache: FeatureCache) -> None:
+    text = cache.summary()
+    for part in (
+        str(cache.path),
+        "resnet",
+        str(cache.network_id),
+        "5, 4 valid, 1 skipped; a to e",
+        "e: cannot identify",
+        "2 views (eval, flip) of 4",
+        "3 classes, 3 of them positive somewhere",
+        "1.25 positives a row, 1 to 2",
+        "1 row without an entry",
+        "2 true labels outside the classes",
+        "what is not listed is unknown",
+        '{"seed": 1}',
+        "heads fit",
+        "featcache verify",
+    ):
+        assert part in text, part
+    assert len(text.splitlines()) <= 40
+    assert "no labels" not in repr(cache)
+    assert "1 skipped" in repr(cache)
+
+
+def test_summary_of_a_bare_cache_fits_a_screen(tmp_path: Path) -> None:
+    n = 50
+    cache = FeatureCache.write(
+        tmp_path / "x.h5",
+        np.ones((n, 2)),
+        [f"{row:024x}" for row in range(n)],
+        reasons=[None if row % 2 else "truncated " * 50 for row in range(n)],
+        provenance={f"key{i}": list(range(100)) for i in range(60)},
+    )
+    lines = cache.summary().splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines[1:-1])) <= 100
+    assert "25 valid, 25 skipped" in cache.summary()
+    assert "heads predict" in lines[-1]
+    assert "no labels" in repr(cache)
+    assert os.sep in lines[0]
