@@ -144,15 +144,13 @@ class Labels:
         wanted = np.asarray(ids, dtype=np.str_)
         row_of = {name: row for row, name in enumerate(self.ids.tolist())}
         rows = np.array([row_of.get(name, -1) for name in wanted.tolist()], dtype=np.int64)
-        found = rows >= 0
         # Row -1 is the extra, empty one that is appended here.
-        known = np.append(self.known, False)[rows]
         return replace(
             self,
             ids=wanted,
             positives=_with_empty_row(self.positives)[rows],
             negatives=None if self.negatives is None else _with_empty_row(self.negatives)[rows],
-            known=known & found,
+            known=np.append(self.known, False)[rows],
             outside=np.append(self.outside, np.int32(0))[rows],
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shlex
 import signal
 import sys
 import time
@@ -59,14 +60,30 @@ def _value_type(hint: Any) -> Callable[[str], Any]:
     return hint if hint in (int, float) else str
 
 
-def from_arguments(config: type, arguments: argparse.Namespace) -> Any:
+def from_arguments(config: type, arguments: argparse.Namespace, **positional: Any) -> Any:
     """The dataclass filled from parsed options; absent lists and dicts take their defaults."""
     values = {
         field.name: getattr(arguments, field.name)
         for field in dataclasses.fields(config)
         if "argparse" in field.metadata and getattr(arguments, field.name) is not None
     }
-    return config(**values)
+    return config(**positional, **values)
+
+
+def command_line(verb: str, config: Any, *positional: str) -> str:
+    """The shell command that stands for a configuration; options at their defaults are left out."""
+    words = [*verb.split(), *positional]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if "argparse" not in field.metadata or value == field.default or value == []:
+            continue
+        flag = "--" + field.name.replace("_", "-")
+        if value is True:
+            words.append(flag)
+        else:
+            for item in value if isinstance(value, list) else [value]:
+                words += [flag, f"{item:g}" if isinstance(item, float) else str(item)]
+    return shlex.join(words)
 
 
 def duration(seconds: float) -> str:

@@ -200,9 +200,9 @@ def _build(path: Path, contents: CacheContents) -> Skeleton:
         offset = layout.create(path, contents)
         handle = os.open(path, os.O_RDWR)
         try:
-            reserve(handle, path, offset, nbytes)
-            os.fsync(handle)
             size = os.fstat(handle).st_size
+            reserve(handle, path, offset, nbytes + _FINISHING_BYTES)
+            os.fsync(handle)
             return Skeleton(offset, nbytes, size, _hash_around(handle, offset, nbytes, size))
         finally:
             os.close(handle)

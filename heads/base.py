@@ -35,12 +35,14 @@ class LinearHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def fit(
         self,
         X: Any,
-        Y: Any,
+        Y: Any = None,
         sample_weight: Any = None,
         groups: Any = None,
         coef_init: Any = None,
         intercept_init: Any = None,
         mask: Any = None,
+        *,
+        y: Any = None,
     ) -> LinearHead:
         """Fit the head.
 
@@ -61,17 +63,21 @@ class LinearHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             W0 and b0; the weights shrink towards W0.
         mask : (n, K) bool, dense or sparse, optional
             True marks an *unknown* target, as in numpy.ma.
+        y
+            Another name of Y, for callers that know scikit-learn's only.
 
         Returns
         -------
         self
         """
+        Y = y if Y is None else Y
         if Y is None:
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None"
             )
         X = self._check_X(X, reset=True)
-        if issparse(Y) or np.ndim(Y) > 1:
+        Y = Y if issparse(Y) else np.asarray(Y)
+        if Y.ndim > 1:
             Y, known = check_targets(Y, mask)
             self.classes_ = np.arange(Y.shape[1])
             self._binary = False
@@ -147,5 +153,4 @@ class LinearHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_class = False
         tags.classifier_tags.multi_label = True
-        tags.target_tags.multi_output = True
         return tags

@@ -50,9 +50,7 @@ class Moments:
         )
 
     @classmethod
-    def of(
-        cls, X: np.ndarray, T: np.ndarray, weight: np.ndarray, origin: np.ndarray
-    ) -> Moments:
+    def of(cls, X: np.ndarray, T: np.ndarray, weight: np.ndarray, origin: np.ndarray) -> Moments:
         """Moments of rows X (n, d), targets T (n, k) and weights (n,).
 
         Products run in the type of X over a few thousand rows at a time and are

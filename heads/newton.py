@@ -1,47 +1,22 @@
-"""How are many penalised logistic regressions on the same rows solved at once?
+"""How are many smooth convex problems on the same rows minimised at once?
 
-For each label k, with margins mu = offset + b + Z w,
-
-    f_k(w, b) = sum_i a_i (log(1 + exp mu_i) - y_i mu_i) + 1/2 sum_j penalty_kj w_j^2.
-
-All labels move together, so that each iteration is two matrix products for all:
-conjugate gradients, preconditioned by the Hessian's diagonal at an even row
-weight, c_k e_j + penalty_kj (c_k = mean of s (1 - s), e_j = sum_i a_i z_ij^2:
-near exact where Z is rotated to principal axes). Margins are linear along a
-direction, so the line search of each label costs no product: Newton steps on
-the derivative, kept inside a bracket. A label whose decrement g' M^-1 g / 2 is
-below `tol` of its loss at the base rate leaves the product.
+The unknowns of label k are weights w (r,) and an intercept b. All labels move
+together, so that an iteration is a few matrix products for all of them:
+conjugate gradients (Polak-Ribiere) with a preconditioner M, and a line search
+of its own for each label. Margins are linear along a direction, so the search
+costs no product: Newton steps on the derivative, kept inside a bracket. A label
+whose decrement g' M^-1 g / 2 is small leaves the products.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 
-_LINE_STEPS = 8
-_LINE_TOL = 0.1  # of the slope at the start: how flat the line search ends
-
-
-@dataclass(frozen=True)
-class LogisticProblem:
-    """K logistic regressions on n rows of r features; labels are the leading axis.
-
-    Attributes
-    ----------
-    Z : (n, r)
-        Centred about the weighted mean, so that the intercept stands apart.
-    Y : (K, n)
-    weight : (n,)
-    offset : (K, n) or None
-    penalty : (K, 1) or (K, r)
-    """
-
-    Z: np.ndarray
-    Y: np.ndarray
-    weight: np.ndarray
-    offset: np.ndarray | None
-    penalty: np.ndarray
+_LINE_STEPS = 12
+_LINE_TOL = 0.1  # of the slope at the start: how flat the search ends
 
 
 @dataclass
@@ -52,6 +27,7 @@ class Solution:
     ----------
     W : (K, r), b : (K,)
     n_iter : (K,) int
+        Gradients that were looked at.
     converged : (K,) bool
     """
 
@@ -61,159 +37,277 @@ class Solution:
     converged: np.ndarray
 
 
-class _State:
-    """Labels still moving: rows of these arrays, in step."""
+class Batch(ABC):
+    """Objectives of k labels where they stand; the leading axis of each array is the label.
 
-    def __init__(self, problem: LogisticProblem, W: np.ndarray, b: np.ndarray) -> None:
-        self.labels = np.arange(len(W))
-        self.Y, self.offset, self.penalty = problem.Y, problem.offset, problem.penalty
-        self.W, self.b = W, b
-        self.margin = W @ problem.Z.T
-        self.margin += b[:, None]
-        if self.offset is not None:
-            self.margin += self.offset
-        self.s = sigmoid(self.margin)
-        self.direction = np.zeros_like(W)
-        self.direction_b = np.zeros_like(b)
-        self.decrement = np.zeros_like(b)
-        self.gradient = np.zeros_like(W)
-        self.gradient_b = np.zeros_like(b)
+    Attributes
+    ----------
+    W : (k, r), b : (k,)
+    """
 
+    W: np.ndarray
+    b: np.ndarray
+
+    @abstractmethod
+    def gradient(self) -> tuple[np.ndarray, np.ndarray]:
+        """Gradient by W (k, r) and by b (k,)."""
+
+    @abstractmethod
+    def precondition(self, g: np.ndarray, g_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """M^-1 applied to a gradient."""
+
+    @abstractmethod
+    def aim(self, direction: np.ndarray, direction_b: np.ndarray) -> np.ndarray:
+        """Make all products along a direction; return a first guess of the second derivative."""
+
+    @abstractmethod
+    def slope(self, t: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First and second derivative of the labels `part` at steps t; the last call counts."""
+
+    @abstractmethod
+    def move(self, t: np.ndarray) -> None:
+        """Go t along the direction, where `slope` was called last for each label."""
+
+    @abstractmethod
     def keep(self, kept: np.ndarray) -> None:
-        for name, value in vars(self).items():
-            if value is not None:
-                setattr(self, name, value[kept])
+        """Go on with the labels where `kept` (k,) is True."""
 
 
-def sigmoid(margin: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-mu)), in the type of mu, without overflow."""
-    s = np.abs(margin)
-    np.negative(s, out=s)
-    np.exp(s, out=s)
-    low = s / (1 + s)
-    return np.where(margin >= 0, 1 - low, low)
-
-
-def solve(
-    problem: LogisticProblem, W: np.ndarray, b: np.ndarray, tol: float, max_iter: int
-) -> Solution:
-    """Minimise all f_k from (W, b).
+def minimise(batch: Batch, tolerance: np.ndarray, max_iter: int) -> Solution:
+    """Move all labels of a batch to their minima.
 
     Parameters
     ----------
-    W : (K, r), b : (K,)
-        Where to start; not changed.
-    tol : float
-        Bound on the estimated excess f - f*, relative to the loss of the base rate.
+    batch : Batch
+        Used up.
+    tolerance : (K,)
+        Estimated excess over the minimum at which a label stops.
     max_iter : int
     """
-    state = _State(problem, W.copy(), b.copy())
-    weight = problem.weight
-    total = float(weight.sum())
-    squares = np.einsum("ij,ij,i->j", problem.Z, problem.Z, weight)
-    scale = tol * base_rate_loss(problem)
-    result = Solution(W.copy(), b.copy(), np.zeros(len(W), int), np.zeros(len(W), bool))
-    for iteration in range(max_iter + 1):
-        residual = (state.s - state.Y) * weight
-        gradient = residual @ problem.Z + state.penalty * state.W
-        gradient_b = residual.sum(axis=1)
-        c = ((state.s * (1 - state.s)) @ weight)[:, None]
-        inverse = 1 / (c / total * squares + state.penalty)
-        step, step_b = gradient * inverse, gradient_b / c[:, 0]
-        decrement = _dot(gradient, step) + gradient_b * step_b
-        done = decrement <= 2 * scale[state.labels]
-        if done.any() or iteration == max_iter:
-            at = state.labels if iteration == max_iter else state.labels[done]
-            some = slice(None) if iteration == max_iter else done
-            result.W[at], result.b[at] = state.W[some], state.b[some]
-            result.n_iter[at] = iteration
-            result.converged[at] = done[some]
-            if done.all() or iteration == max_iter:
+    labels = np.arange(len(batch.b))
+    result = Solution(
+        W=batch.W.copy(),
+        b=batch.b.copy(),
+        n_iter=np.zeros(len(labels), int),
+        converged=np.zeros(len(labels), bool),
+    )
+    path = _Path(batch.W.shape, batch.W.dtype)
+    for iteration in range(1, max_iter + 1):
+        g, g_b = batch.gradient()
+        step, step_b = batch.precondition(g, g_b)
+        decrement = dot(g, step) + g_b * step_b
+        done = decrement <= 2 * tolerance[labels]
+        stop = done | (iteration == max_iter)
+        if stop.any():
+            at = labels[stop]
+            result.W[at], result.b[at] = batch.W[stop], batch.b[stop]
+            result.n_iter[at], result.converged[at] = iteration, done[stop]
+            if stop.all():
                 break
-            left = ~done
-            state.keep(left)
-            gradient, gradient_b = gradient[left], gradient_b[left]
-            step, step_b, decrement = step[left], step_b[left], decrement[left]
-        _turn(state, gradient, gradient_b, step, step_b, decrement)
-        _advance(state, problem.Z, weight, gradient, gradient_b)
+            left = ~stop
+            labels = labels[left]
+            batch.keep(left)
+            path.keep(left)
+            g, g_b, step, step_b, decrement = (
+                values[left] for values in (g, g_b, step, step_b, decrement)
+            )
+        slope = path.turn(g, g_b, step, step_b, decrement)
+        second = batch.aim(path.direction, path.direction_b)
+        batch.move(_search(batch, slope, second))
     return result
 
 
-def base_rate_loss(problem: LogisticProblem) -> np.ndarray:
-    """(K,) smallest loss without features: sum_i a_i times the entropy of the base rate."""
-    total = problem.weight.sum()
-    rate = np.clip(problem.Y @ problem.weight / total, 1e-12, 1 - 1e-7)
-    return -total * (rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+class _Path:
+    """The last direction and gradient of each label."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.direction, self.g = np.zeros(shape, dtype), np.zeros(shape, dtype)
+        self.direction_b, self.g_b = np.zeros(shape[0], dtype), np.zeros(shape[0], dtype)
+        self.decrement = np.zeros(shape[0], dtype)
+
+    def keep(self, kept: np.ndarray) -> None:
+        for name, value in vars(self).items():
+            setattr(self, name, value[kept])
+
+    def turn(
+        self,
+        g: np.ndarray,
+        g_b: np.ndarray,
+        step: np.ndarray,
+        step_b: np.ndarray,
+        decrement: np.ndarray,
+    ) -> np.ndarray:
+        """Take the next conjugate direction, or -M^-1 g where that one would climb; its slope."""
+        change = decrement - dot(self.g, step) - self.g_b * step_b
+        beta = np.zeros_like(decrement)
+        np.divide(np.maximum(change, 0), self.decrement, out=beta, where=self.decrement > 0)
+        direction = beta[:, None] * self.direction - step
+        direction_b = beta * self.direction_b - step_b
+        slope = dot(direction, g) + direction_b * g_b
+        climbs = slope >= 0
+        if climbs.any():
+            direction[climbs], direction_b[climbs] = -step[climbs], -step_b[climbs]
+            slope[climbs] = -decrement[climbs]
+        self.direction, self.direction_b = direction, direction_b
+        self.g, self.g_b, self.decrement = g, g_b, decrement
+        return slope
 
 
-def _dot(A: np.ndarray, B: np.ndarray) -> np.ndarray:
+def _search(batch: Batch, slope: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Step of each label at which its derivative has nearly vanished.
+
+    Where that fails to rounding, the longest step that still descends, so that
+    a convex objective never rises.
+    """
+    t = -slope / second
+    low, high = np.zeros_like(t), np.full_like(t, np.inf)
+    part = np.arange(len(t))
+    for _ in range(_LINE_STEPS):
+        derivative, second = batch.slope(t, part)
+        open_ = np.abs(derivative) > -_LINE_TOL * slope[part]
+        if not open_.any():
+            return t
+        part, derivative, second = part[open_], derivative[open_], second[open_]
+        here = t[part]
+        rises = derivative > 0
+        high[part] = np.where(rises, here, high[part])
+        low[part] = np.where(rises, low[part], here)
+        following = here - derivative / second
+        middle = np.where(np.isinf(high[part]), 2 * here, (low[part] + high[part]) / 2)
+        inside = (following > low[part]) & (following < high[part])
+        t[part] = np.where(inside, following, middle)
+    t[part] = low[part]
+    batch.slope(t, part)
+    return t
+
+
+def dot(A: np.ndarray, B: np.ndarray) -> np.ndarray:
+    """Row by row inner products."""
     return np.einsum("kj,kj->k", A, B)
 
 
-def _turn(
-    state: _State,
-    gradient: np.ndarray,
-    gradient_b: np.ndarray,
-    step: np.ndarray,
-    step_b: np.ndarray,
-    decrement: np.ndarray,
-) -> None:
-    """Set the new conjugate directions (Polak-Ribiere, reset where they would not descend)."""
-    change = _dot(gradient - state.gradient, step) + (gradient_b - state.gradient_b) * step_b
-    with np.errstate(divide="ignore", invalid="ignore"):
-        beta = np.where(state.decrement > 0, np.maximum(change / state.decrement, 0), 0)
-    beta = beta.astype(step.dtype)
-    direction = beta[:, None] * state.direction - step
-    direction_b = beta * state.direction_b - step_b
-    uphill = _dot(direction, gradient) + direction_b * gradient_b >= 0
-    if uphill.any():
-        direction[uphill], direction_b[uphill] = -step[uphill], -step_b[uphill]
-    state.direction, state.direction_b = direction, direction_b
-    state.gradient, state.gradient_b, state.decrement = gradient, gradient_b, decrement
+class RowBatch(Batch):
+    """What batches of logistic losses share: rows, targets, margins.
+
+    Parameters
+    ----------
+    Z : (n, r)
+        Centred about the weighted mean, so that the intercept stands nearly apart.
+    Y : (k, n)
+    weight : (n,)
+    margin : (k, n)
+        At W, b, offset included; overwritten.
+    """
+
+    def __init__(
+        self,
+        Z: np.ndarray,
+        Y: np.ndarray,
+        weight: np.ndarray,
+        margin: np.ndarray,
+        W: np.ndarray,
+        b: np.ndarray,
+    ) -> None:
+        self.Z, self.weight = Z, weight
+        self.Y, self.margin = Y, margin
+        self.W, self.b = W.copy(), b.copy()
+        self.by_label = ["Y", "margin", "W", "b"]
+
+    def keep(self, kept: np.ndarray) -> None:
+        for name in self.by_label:
+            setattr(self, name, getattr(self, name)[kept])
 
 
-def _advance(
-    state: _State,
-    Z: np.ndarray,
-    weight: np.ndarray,
-    gradient: np.ndarray,
-    gradient_b: np.ndarray,
-) -> None:
-    """Move each label along its direction to where its derivative nearly vanishes."""
-    q = state.direction @ Z.T
-    q += state.direction_b[:, None]
-    linear = _dot(state.penalty * state.direction, state.W)
-    square = _dot(state.penalty * state.direction, state.direction)
-    slope = _dot(state.direction, gradient) + state.direction_b * gradient_b
-    aq = q * weight
-    known = _dot(aq, state.Y) - linear  # the derivative is sum a q s - known + t square
-    curvature = np.einsum("ki,ki,ki->k", aq, q, state.s * (1 - state.s)) + square
-    low, high = np.zeros_like(slope), np.full_like(slope, np.inf)
-    t = -slope / curvature
-    todo = np.arange(len(t))
-    s = np.empty_like(state.s)
-    for _ in range(_LINE_STEPS):
-        part = slice(None) if len(todo) == len(t) else todo
-        at = sigmoid(state.margin[part] + t[part, None] * q[part])
-        s[part] = at
-        derivative = _dot(aq[part], at) - known[part] + t[part] * square[part]
-        flat = np.abs(derivative) <= -_LINE_TOL * slope[part]
-        if flat.all():
-            break
-        rising = derivative > 0
-        high[todo] = np.where(rising, t[part], high[todo])
-        low[todo] = np.where(rising, low[todo], t[part])
-        second = np.einsum("ki,ki,ki->k", aq[part], q[part], at * (1 - at)) + square[part]
-        following = t[part] - derivative / second
-        outside = ~((following > low[todo]) & (following < high[todo]))
-        middle = np.where(np.isinf(high[todo]), 2 * t[part] + 1e-30, (low[todo] + high[todo]) / 2)
-        following = np.where(outside, middle, following)
-        todo = todo[~flat]
-        t[todo] = following[~flat]
-    else:
-        t[todo] = low[todo]
-        s[todo] = sigmoid(state.margin[todo] + t[todo, None] * q[todo])
-    state.W += t[:, None] * state.direction
-    state.b += t * state.direction_b
-    state.margin += t[:, None] * q
-    state.s = s
+def margins(
+    Z: np.ndarray, W: np.ndarray, b: np.ndarray, offset: np.ndarray | None
+) -> np.ndarray:
+    """(k, n) offset + b + Z w."""
+    margin = W @ Z.T
+    margin += b[:, None]
+    if offset is not None:
+        margin += offset
+    return margin
+
+
+def base_rate_loss(Y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """(k,) least log-loss without features: sum_i a_i times the entropy of the base rate."""
+    total = float(weight.sum())
+    rate = np.clip((Y @ weight).astype(np.float64) / total, 1e-12, 1 - 1e-12)
+    return -total * (rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+
+
+def sigmoid(margin: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-mu)), in the type of mu."""
+    s = np.negative(margin)
+    with np.errstate(over="ignore"):
+        np.exp(s, out=s)
+    s += 1
+    return np.reciprocal(s, out=s)
+
+
+class LogisticBatch(RowBatch):
+    """sum_i a_i (log(1 + exp mu_i) - y_i mu_i) + 1/2 sum_j penalty_kj w_j^2.
+
+    M is the Hessian's diagonal at an even row weight, c_k e_j + penalty_kj with
+    c_k = mean of s (1 - s) and e_j = sum_i a_i z_ij^2: near the whole Hessian
+    where Z lies along principal axes.
+
+    Parameters
+    ----------
+    penalty : (k, 1) or (k, r)
+    """
+
+    def __init__(
+        self,
+        Z: np.ndarray,
+        Y: np.ndarray,
+        weight: np.ndarray,
+        margin: np.ndarray,
+        W: np.ndarray,
+        b: np.ndarray,
+        penalty: np.ndarray,
+    ) -> None:
+        super().__init__(Z, Y, weight, margin, W, b)
+        self.penalty = penalty
+        self.total = weight.sum()
+        self.squares = np.einsum("ij,ij,i->j", Z, Z, weight)
+        self.s = sigmoid(margin)
+        self.h = self.s * (1 - self.s)
+        self.by_label += ["penalty", "s", "h"]
+
+    def gradient(self) -> tuple[np.ndarray, np.ndarray]:
+        residual = self.s - self.Y
+        residual *= self.weight
+        return residual @ self.Z + self.penalty * self.W, residual.sum(axis=1)
+
+    def precondition(self, g: np.ndarray, g_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        c = self.h @ self.weight
+        return g / ((c / self.total)[:, None] * self.squares + self.penalty), g_b / c
+
+    def aim(self, direction: np.ndarray, direction_b: np.ndarray) -> np.ndarray:
+        self.direction, self.direction_b = direction, direction_b
+        self.q = margins(self.Z, direction, direction_b, None)
+        self.aq = self.q * self.weight
+        self.aqq = self.aq * self.q
+        penalised = self.penalty * direction
+        self.square = dot(penalised, direction)
+        self.known = dot(penalised, self.W) - dot(self.aq, self.Y)
+        return dot(self.aqq, self.h) + self.square
+
+    def slope(self, t: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        some = slice(None) if len(part) == len(t) else part
+        t = t[some]
+        margin = t[:, None] * self.q[some]
+        margin += self.margin[some]
+        s = sigmoid(margin)
+        h = s * (1 - s)
+        self.s[some], self.h[some] = s, h
+        square = self.square[some]
+        first = dot(self.aq[some], s) + self.known[some] + t * square
+        return first, dot(self.aqq[some], h) + square
+
+    def move(self, t: np.ndarray) -> None:
+        self.W += t[:, None] * self.direction
+        self.b += t * self.direction_b
+        self.q *= t[:, None]
+        self.margin += self.q

@@ -108,8 +108,7 @@ def fold_moments(data: TrainingSet, folds: list[Fold], labels: np.ndarray) -> li
     its test rows, or if labels are known on different rows.
     """
     whole = all(
-        len(train) + len(test) == data.n_images
-        and len(train) * data.n_views >= data.n_features
+        len(train) + len(test) == data.n_images and len(train) * data.n_views >= data.n_features
         for train, test in folds
     )
     if not whole or len(folds) < 2 or data.known is not None:
@@ -341,7 +340,7 @@ class DropoutRidgeCV(LinearHead):
 
     def __init__(
         self,
-        dropouts: Iterable[float] = default_dropouts(),  # noqa: B008
+        dropouts: Iterable[float] = default_dropouts(),
         l2: float = 0.0,
         cv: int | str | BaseCrossValidator | Iterable[Fold] = 5,
         scoring: str = "fbeta",

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from heads.decisions import apply_threshold, best_global_threshold
+from heads.cuts import apply_threshold, best_global_threshold
 from heads.dropout import check_dropouts, dropout_from_rho, rho_from_dropout
 from heads.folds import Fold
+from heads.inputs import check_beta
 from heads.metrics import mean_fbeta
 from heads.training import TrainingSet
-
-Scoring: TypeAlias = Literal["fbeta", "log_loss", "mse"]
 
 _EXTENSIONS = 4  # rates that an end of the grid may grow by
 _LEAST_RATIO = 2.0  # of rho, from a rate to the next beyond the grid
@@ -54,12 +52,14 @@ class Search:
     """
 
     dropouts: np.ndarray
-    scoring: Scoring
+    scoring: str
     beta: float
     per_label: bool
 
     @classmethod
-    def checked(cls, dropouts: object, scoring: str, beta: float, per_label: bool) -> Search:
+    def checked(
+        cls, dropouts: Iterable[float], scoring: str, beta: float, per_label: bool
+    ) -> Search:
         """Refuse what cannot be searched."""
         if scoring not in ("fbeta", "log_loss", "mse"):
             raise ValueError(f"scoring is {scoring!r}; expected 'fbeta', 'log_loss' or 'mse'")
@@ -68,7 +68,7 @@ class Search:
                 "scoring='fbeta' judges all labels together; per_label=True needs "
                 "scoring='log_loss' or 'mse'"
             )
-        return cls(check_dropouts(dropouts), scoring, beta, per_label)  # type: ignore
+        return cls(check_dropouts(dropouts), scoring, check_beta(beta), per_label)
 
 
 @dataclass

@@ -25,6 +25,7 @@ import numpy as np
 from scipy import linalg
 
 from heads.dropout import second_moments
+from heads.features import inverse_root
 from heads.moments import Moments
 
 _SAFE = 1e-4  # of the penalty: rounding errors of a Gram matrix that are let pass
@@ -37,12 +38,6 @@ def _penalty(m: np.ndarray, rho: float, l2: float) -> tuple[str | float, np.ndar
     if rho == 0:
         return "l2", np.ones_like(m), l2
     return rho, rho * m + l2, 1.0
-
-
-def _inverse_root(shape: np.ndarray) -> np.ndarray:
-    """1 / sqrt(shape), and 0 where shape is 0: a feature that is always 0 gets no weight."""
-    root = np.sqrt(shape)
-    return np.divide(1, root, out=np.zeros_like(root), where=root > 0)
 
 
 def _rounds_badly(gram: np.ndarray, size: float) -> bool:
@@ -134,7 +129,7 @@ class RowSystem:
         return self.gram, size
 
     def _make(self, name: str | float, shape: np.ndarray, dtype: np.dtype[Any]) -> None:
-        self.scale = _inverse_root(shape)
+        self.scale = inverse_root(shape)
         self.scaled = self.rows.astype(dtype, copy=False) * self.scale.astype(dtype)
         self.gram = self.scaled @ self.scaled.T
         self.cross = None
@@ -190,7 +185,7 @@ class FeatureSystem:
 
     def _gram(self, rho: float, dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray, float]:
         _, shape, size = _penalty(self.m, rho, self.l2)
-        scale = _inverse_root(shape)
+        scale = inverse_root(shape)
         return (self.xx * scale * scale[:, None]).astype(dtype, copy=False), scale, size
 
     def coefficients(self, rho: float) -> tuple[np.ndarray, np.ndarray]:

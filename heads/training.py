@@ -196,7 +196,7 @@ def _check_start(
     coef_init: Any, intercept_init: Any, shape: tuple[int, int], dtype: np.dtype[Any]
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """W0 and b0, or None twice; b0 alone says nothing, since b is not penalised."""
-    n_labels, d = shape
+    n_labels = shape[0]
     b0 = np.zeros(n_labels) if intercept_init is None else np.atleast_1d(intercept_init)
     if b0.shape != (n_labels,) or not np.all(np.isfinite(b0)):
         raise ValueError(
@@ -269,7 +269,9 @@ def check_targets(Y: Any, mask: Any) -> tuple[np.ndarray, np.ndarray | None]:
         Y = Y.toarray()
     Y = np.asarray(Y)
     if Y.ndim != 2 or Y.dtype.kind not in "biuf":
-        raise ValueError(f"Y has shape {Y.shape}, dtype {Y.dtype}; expected (n, K) numbers in [0, 1]")
+        raise ValueError(
+            f"Y has shape {Y.shape}, dtype {Y.dtype}; expected (n, K) numbers in [0, 1]"
+        )
     if Y.dtype.kind != "f" or Y.dtype.itemsize < 4:
         Y = Y.astype(np.float32)
     unknown = np.isnan(Y)

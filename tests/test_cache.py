@@ -304,6 +304,7 @@ def test_features_are_mapped_and_read_only(cache: FeatureCache) -> None:
     assert isinstance(cache.features, np.memmap)
     assert np.shares_memory(cache.features, cache.features)
     for array in (cache.features, cache.weight):
+        assert array is not None
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
     # No handle of HDF5 is left open: the file can be opened for writing.
@@ -566,6 +567,7 @@ def test_training_is_what_dictionaries_say(
     np.testing.assert_array_equal(
         arguments["Y"].toarray(), np.reshape(expected, (len(rows), len(columns)))
     )
+    assert arguments["Y"].has_canonical_format
     if case["unlisted"] == "negative":
         assert arguments["mask"] is None
     else:

@@ -293,6 +293,44 @@ def test_scores_with_ties_everywhere_and_a_wide_matrix(falls):
     assert threshold * 4 == round(threshold * 4)
 
 
+def test_the_optimum_may_lie_below_what_is_sorted_first(falls):
+    """One image is worth losing: a thousand wrong labels of it stand above true ones of others."""
+    n, K = 60, 3000
+    P = np.full((n, K), -1.0) - np.arange(K) / K
+    P[0, :1000] = np.linspace(1, 9, 1000)
+    Y = np.zeros((n, K))
+    Y[:, -1] = 1
+    P[:54, -1] = 10
+    P[54:, -1] = np.linspace(0, 0.5, 6)
+    threshold, score = best_global_threshold(P, Y)
+    assert not falls[0][1]
+    assert -1 < threshold <= 0
+    assert score == pytest.approx((59 + 5 / 1005) / 60)
+
+
+def test_the_lowest_score_that_was_sorted_first_still_has_a_lower_neighbour(falls):
+    """A third of all scores are equal and worth taking, so the first part ends right there."""
+    P, Y = np.zeros((60, 3000)), np.zeros((60, 3000))
+    P[:, :1000] = 1
+    Y[:, :3] = 1
+    assert best_global_threshold(P, csr_matrix(Y)) == (0.5, pytest.approx(15 / 1012))
+    assert not falls[0][1]
+
+
+@pytest.mark.parametrize("seed", [869, 1638])
+def test_cuts_that_only_rounding_tells_apart_are_equally_good(seed):
+    """Two cuts of these cases have the same mean, but their running sums differ in the last bit."""
+    rng = np.random.default_rng(seed)
+    n, K = int(rng.integers(3, 12)), 5
+    P = rng.permutation(n * K).reshape(n, K) / 64
+    Y = (rng.random((n, K)) < 0.5).astype(float)
+    results = list(every_cut(P, Y, (0, None), beta=1))
+    best = max(result for result, _ in results)
+    tied = [size for result, size in results if result > best - 1e-12]
+    assert len(tied) > 1
+    assert apply_threshold(P, best_global_threshold(P, Y, beta=1)[0]).nnz == min(tied)
+
+
 # ------------------------------------------------------------------ the estimator
 
 

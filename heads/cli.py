@@ -1,0 +1,122 @@
+"""The command ``heads``: fit, blend, predict, score."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from featcache import __version__
+from featcache.console import add_options, from_arguments, run
+from heads import commands
+from heads.commands import BlendConfig, FitConfig
+
+EPILOG = """examples:
+  heads fit caches/stage_1/resnet101.h5 --out heads/resnet101.h5
+  heads fit caches/stage_1/resnet101.h5 --source caches/validation/resnet101.h5 \\
+      --method ridge --out heads/resnet101_both.h5
+  heads blend heads/*.h5 --out blend.h5
+  heads predict blend.h5 --caches caches/stage_2 --out submission.csv
+  heads score submission.csv --labels solution.csv
+"""
+
+
+def _fit(arguments: argparse.Namespace) -> None:
+    head = commands.fit(from_arguments(FitConfig, arguments, cache=arguments.cache))
+    facts, table = head.provenance, head.estimator.cv_results_
+    chosen = f"{head.estimator.dropout_:.4g}"
+    print(f"{'dropout':>9}  out-of-fold {head.estimator.scoring}")
+    for rate, value in zip(table["dropout"], table["score"], strict=True):
+        mark = "  <- chosen" if f"{rate:.4g}" == chosen else ""
+        print(f"{rate:9.4g}  {value:.4f}{mark}")
+    if "pareto" in facts:
+        rows = facts["pareto"]
+        print("source weight, F-beta on target and on source (each at its own best cut):")
+        for w, t, s in zip(
+            rows["source_weight"], rows["target_score"], rows["source_score"], strict=True
+        ):
+            mark = "  <- chosen" if w == facts["source_weight"] else ""
+            print(f"{w:9.4g}  {t:.4f}  {s:.4f}{mark}")
+    print(
+        f"{arguments.out}: {facts['method']} head, out-of-fold F{facts['beta']:g} "
+        f"{facts['score']:.4f} at cut {facts['threshold']:.4f}"
+    )
+
+
+def _blend(arguments: argparse.Namespace) -> None:
+    stored = commands.blend(from_arguments(BlendConfig, arguments, heads=arguments.heads))
+    for name, weight in stored.provenance["weights"].items():
+        print(f"{weight:7.3f}  {name}")
+    print(
+        f"{arguments.out}: {len(stored.models)} of {len(arguments.heads)} heads, "
+        f"F{stored.blend.beta:g} {stored.blend.score_:.4f} at cut {stored.blend.threshold_:.4f} "
+        "on the rows that chose them (so an optimistic figure)"
+    )
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    rows, empty = commands.predict(
+        arguments.content, arguments.caches, arguments.out, arguments.overwrite
+    )
+    print(f"{arguments.out}: {rows:,} images, {empty:,} of them without a label")
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    result = commands.score(arguments.submission, arguments.labels, arguments.beta)
+    print(
+        f"mean F{arguments.beta:g} {result['fbeta']:.4f}  "
+        f"[{result['low']:.4f}, {result['high']:.4f}] (95 % bootstrap), "
+        f"{result['images']:,.0f} images"
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="heads",
+        description="Fit, blend and apply linear heads on cached embeddings.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"heads {__version__}")
+    verbs = top.add_subparsers(metavar="VERB", required=True)
+
+    def verb(name: str, function: object, text: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        added.add_argument("--debug", action="store_true", help="show tracebacks")
+        added.set_defaults(function=function)
+        return added
+
+    fit = verb("fit", _fit, "fit a head on a labelled cache, comparing dropout rates out of fold")
+    fit.add_argument("cache", metavar="STAGE1.h5", help="labelled cache of the target domain")
+    add_options(fit, FitConfig)
+    blend = verb("blend", _blend, "choose the weights of several heads and one cut for all")
+    blend.add_argument("heads", nargs="+", metavar="HEAD.h5", help="files of `heads fit`")
+    add_options(blend, BlendConfig)
+    predict = verb("predict", _predict, "write a submission for the images of some caches")
+    predict.add_argument("content", metavar="BLEND.h5", help="a blend or a head")
+    predict.add_argument(
+        "--caches",
+        nargs="+",
+        required=True,
+        metavar="DIR_OR_FILE",
+        help="caches of one image set, one for each network; a folder stands for its .h5 files",
+    )
+    predict.add_argument("--out", required=True, metavar="submission.csv", help="image_id,labels")
+    predict.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    score = verb("score", _score, "print the mean F-beta of a submission with its interval")
+    score.add_argument("submission", metavar="submission.csv", help="image_id,labels")
+    score.add_argument(
+        "--labels", action="append", required=True, metavar="CSV", help="the truth; repeat it"
+    )
+    score.add_argument("--beta", type=float, default=2.0, help="of F-beta (default: %(default)s)")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run(parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,352 @@
+"""What the verbs of ``heads`` do, on files; each is a function of a dataclass."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sklearn
+from scipy.sparse import csr_matrix
+
+from featcache import FeatureCache
+from featcache.annotations import read_labels, read_submission, write_labels
+from featcache.console import option, required
+from heads.blending import Blend
+from heads.decisions import best_global_threshold
+from heads.domains import TwoDomainCV
+from heads.dropout import default_dropouts
+from heads.logistic import DropoutLogisticCV
+from heads.metrics import bootstrap_interval, fbeta_per_image
+from heads.prediction import Predictor
+from heads.ridge import DropoutRidgeCV
+from heads.storage import Head, OutOfFold, StoredBlend, load, save
+
+METHODS = ("logistic", "ridge")
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """What a head is fitted on and how; every field is an option of ``heads fit``."""
+
+    cache: str
+    out: str = required("file of the head", metavar="HEAD.h5")
+    source: str = option(
+        "",
+        "cache of the validation images: fit on both domains, comparing how much the source counts",
+        metavar="VALIDATION.h5",
+    )
+    method: str = option("logistic", "kind of head", choices=METHODS)
+    dropout: str = option("", "rates to compare, such as 0.1,0.5,0.9 (default: a grid)")
+    cv: int = option(5, "folds; the views of an image stay together")
+    beta: float = option(2.0, "of F-beta")
+    min_positives: int = option(1, "labels with fewer positives keep the network's own weights")
+    source_rows: int = option(5000, "source images at most, chosen by --seed")
+    source_weight: str = option(
+        "0.1,0.3,1", "with --source: weights of the whole source domain to compare; 0 leaves it out"
+    )
+    seed: int = option(0, "of the folds and of the choice of source images")
+    overwrite: bool = option(False, "replace an existing file")
+
+
+@dataclass(frozen=True)
+class BlendConfig:
+    """What is blended and how; every field is an option of ``heads blend``."""
+
+    heads: list[str]
+    out: str = required("file of the blend", metavar="BLEND.h5")
+    beta: float = option(2.0, "of F-beta")
+    method: str = option(
+        "greedy", "how the weights are chosen", choices=("greedy", "simplex", "uniform")
+    )
+    average: str = option("probability", "what is averaged", choices=("probability", "logit"))
+    overwrite: bool = option(False, "replace an existing file")
+
+
+def command() -> str:
+    """The command line of this process, to make a result again."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scikit-learn": sklearn.__version__,
+    }
+
+
+def parse_numbers(text: str, flag: str) -> tuple[float, ...]:
+    """``0.1,0.5`` -> (0.1, 0.5).
+
+    Raises
+    ------
+    ValueError
+        Naming the flag and the value.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{flag} {text!r}: expected numbers separated by commas") from None
+
+
+# -------------------------------------------------------------------------- fit
+
+
+def held_out(cache: FeatureCache, proba: np.ndarray, rows: dict[str, Any]) -> OutOfFold:
+    """Out-of-fold probabilities of the rows that ``cache.training()`` gives."""
+    labels = cache.labels
+    if labels is None:
+        raise ValueError(f"{cache.path}: has no labels; extract it with --labels")
+    used = cache.valid & labels.known
+    return OutOfFold(cache.ids[used], proba, _hard(rows["Y"]), labels.outside[used], rows["mask"])
+
+
+def sampled(cache: FeatureCache, rows: int, seed: int) -> FeatureCache:
+    """At most that many labelled, readable rows, in their order."""
+    ids = cache.ids if cache.labels is None else cache.ids[cache.valid & cache.labels.known]
+    if len(ids) > rows:
+        chosen = np.random.default_rng(seed).choice(len(ids), rows, replace=False)
+        ids = ids[np.sort(chosen)]
+    return cache.select(ids)
+
+
+def _estimator(config: FitConfig) -> Any:
+    dropouts = parse_numbers(config.dropout, "--dropout") if config.dropout else default_dropouts()
+    kind = DropoutLogisticCV if config.method == "logistic" else DropoutRidgeCV
+    return kind(
+        dropouts=dropouts,
+        cv=config.cv,
+        beta=config.beta,
+        min_positives=config.min_positives,
+        random_state=config.seed,
+    )
+
+
+def fit(config: FitConfig) -> Head:
+    """Fit a head on a cache of Stage 1 (and on one of validation images) and store it.
+
+    Without ``source`` a logistic head shrinks towards the network's own last layer, a ridge head
+    towards zero; with it both domains train (see :class:`heads.TwoDomainCV`), and a ridge head
+    shrinks towards a ridge head of the source rows, which lives on the scale of 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        If the caches do not fit together, or have no labels.
+    """
+    if Path(config.out).exists() and not config.overwrite:
+        raise ValueError(f"{config.out}: exists already; pass --overwrite or choose another --out")
+    cache = FeatureCache(config.cache)
+    rows = cache.training()
+    estimator = _estimator(config)
+    if config.method == "ridge":
+        rows |= {"coef_init": None, "intercept_init": None}
+    oof: dict[str, OutOfFold] = {}
+    facts: dict[str, Any] = {}
+    if config.source:
+        source = FeatureCache(config.source)
+        _refuse_mismatch(cache, source)
+        source = sampled(source, config.source_rows, config.seed)
+        source_rows = source.training()
+        fitted = _fit_both(config, estimator, rows, source_rows)
+        estimator = fitted.estimator_
+        scores = fitted.oof_predict_proba_
+        oof["source"] = held_out(source, fitted.source_oof_predict_proba_, source_rows)
+        facts = {
+            "source_weight": fitted.source_weight_,
+            "source_score": fitted.source_score_,
+            "pareto": {key: value.tolist() for key, value in fitted.pareto_.items()},
+        }
+    else:
+        estimator.fit(**rows)
+        scores = estimator.oof_predict_proba_
+    target = oof["target"] = held_out(cache, scores, rows)
+    threshold, score = best_global_threshold(
+        scores, target.Y, config.beta, target.mask, missed=target.missed
+    )
+    head = Head(
+        estimator=estimator,
+        classes=cache.classes,
+        names=cache.class_names,
+        network_id=cache.network_id,
+        by_reference=config.method == "logistic" and estimator.coef_init_ is not None,
+        oof=oof,
+        provenance=facts
+        | {
+            "command": command(),
+            "versions": _versions(),
+            "cache": str(config.cache),
+            "source": config.source,
+            "method": config.method,
+            "beta": config.beta,
+            "threshold": threshold,
+            "score": score,
+        },
+    )
+    save(config.out, head, config.overwrite)
+    return head
+
+
+def _refuse_mismatch(cache: FeatureCache, source: FeatureCache) -> None:
+    if cache.network_id != source.network_id:
+        raise ValueError(
+            f"{source.path}: is of network {str(source.network_id)[:12]}, but {cache.path} of "
+            f"{str(cache.network_id)[:12]}; both must be of one network"
+        )
+    if not np.array_equal(cache.views, source.views):
+        raise ValueError(
+            f"{source.path}: has the views {list(source.views)}, but {cache.path} has "
+            f"{list(cache.views)}; extract both with the same --views"
+        )
+
+
+def _fit_both(
+    config: FitConfig, estimator: Any, rows: dict[str, Any], source: dict[str, Any]
+) -> TwoDomainCV:
+    start = {key: rows[key] for key in ("coef_init", "intercept_init")}
+    if config.method == "ridge":
+        first = _estimator(config).fit(
+            source["X"], source["Y"], groups=source["groups"], mask=source["mask"]
+        )
+        start = {"coef_init": first.coef_, "intercept_init": first.intercept_}
+    weights = parse_numbers(config.source_weight, "--source-weight")
+    both = TwoDomainCV(estimator, source_weights=weights)
+    return both.fit(
+        rows["X"],
+        rows["Y"],
+        source=(source["X"], source["Y"]),
+        groups=rows["groups"],
+        source_groups=source["groups"],
+        mask=rows["mask"],
+        source_mask=source["mask"],
+        **start,
+    )
+
+
+def _hard(Y: csr_matrix) -> csr_matrix:
+    """Soft targets count as true from 1/2 on."""
+    return csr_matrix(Y >= 0.5, dtype=np.float32)
+
+
+# ------------------------------------------------------------------------ blend
+
+
+def blend(config: BlendConfig) -> StoredBlend:
+    """Choose the weights of stored heads on their out-of-fold scores, and store the blend.
+
+    Heads are joined by image id; images and classes that not all of them scored are refused.
+
+    Raises
+    ------
+    ValueError
+        If the heads disagree, naming the file.
+    """
+    if Path(config.out).exists() and not config.overwrite:
+        raise ValueError(f"{config.out}: exists already; pass --overwrite or choose another --out")
+    models = [_load_head(path) for path in config.heads]
+    first, target = models[0], models[0].oof["target"]
+    scores = []
+    for path, model in zip(config.heads, models, strict=True):
+        if not np.array_equal(model.classes, first.classes):
+            raise ValueError(f"{path}: its classes are not those of {config.heads[0]}")
+        scores.append(_in_order(path, model.oof["target"], target.ids, config.heads[0]))
+    fitted = Blend(beta=config.beta, method=config.method, average=config.average)
+    fitted.fit(scores, target.Y, target.mask, target.missed)
+    P = fitted.predict_proba(scores)
+    used = np.flatnonzero(fitted.weights_ > 0)
+    weights = {Path(config.heads[m]).name: float(fitted.weights_[m]) for m in used}
+    # Models of weight 0 are not needed at prediction, nor are their caches.
+    fitted.weights_ = fitted.weights_[used]
+    for m in used:
+        models[m].oof = {}
+    stored = StoredBlend(
+        blend=fitted,
+        models=[models[m] for m in used],
+        model_names=[str(config.heads[m]) for m in used],
+        oof={"target": replace(target, proba=P)},
+        provenance={
+            "command": command(),
+            "versions": _versions(),
+            "heads": [str(path) for path in config.heads],
+            "weights": weights,
+            "score": fitted.score_,
+        },
+    )
+    save(config.out, stored, config.overwrite)
+    return stored
+
+
+def _load_head(path: str) -> Head:
+    content = load(path)
+    if not isinstance(content, Head):
+        raise ValueError(f"{path}: is a blend; give heads")
+    return content
+
+
+def _in_order(path: str, oof: OutOfFold, ids: np.ndarray, first: str) -> np.ndarray:
+    row = {image_id: r for r, image_id in enumerate(oof.ids.tolist())}
+    try:
+        order = [row[i] for i in ids.tolist()]
+    except KeyError as error:
+        raise ValueError(
+            f"{path}: has no out-of-fold score of {error}, which {first} has; "
+            "fit all heads on the same images"
+        ) from None
+    return oof.proba[order]
+
+
+# -------------------------------------------------------------- predict and score
+
+
+def predict(
+    content: str, caches: Sequence[str], out: str, overwrite: bool = False
+) -> tuple[int, int]:
+    """Write ``image_id,labels`` for every image of the caches.
+
+    Returns
+    -------
+    rows, empty : int
+        Rows written, and how many of them have no label.
+    """
+    if Path(out).exists() and not overwrite:
+        raise ValueError(f"{out}: exists already; pass --overwrite or choose another --out")
+    predictor = Predictor.open(content, caches)
+    sets = predictor.label_sets()
+    write_labels(out, predictor.ids, sets)
+    return len(sets), sum(not labels for labels in sets)
+
+
+def score_submission(submission: str, labels: Sequence[str], beta: float = 2.0) -> np.ndarray:
+    """F-beta of each image of the label files.
+
+    Raises
+    ------
+    ValueError
+        If an image of the label files is missing in the submission.
+    """
+    truth = read_labels(labels)
+    predicted = read_submission(submission)
+    chosen = predicted.select(truth.ids)
+    if not chosen.known.all():
+        missing = truth.ids[~chosen.known]
+        raise ValueError(
+            f"{submission}: has no row for {len(missing):,} of the {len(truth.ids):,} images of "
+            f"{labels[0]} (the first is {missing[0]!r}); predict all of them"
+        )
+    classes = np.union1d(truth.classes, predicted.classes)
+    return fbeta_per_image(
+        _hard(truth.restrict(classes).positives), _hard(chosen.restrict(classes).positives), beta
+    )
+
+
+def score(submission: str, labels: Sequence[str], beta: float = 2.0) -> dict[str, float]:
+    """Mean F-beta with its 95 % bootstrap interval over images."""
+    values = score_submission(submission, labels, beta)
+    low, high = bootstrap_interval(values)
+    return {"fbeta": float(values.mean()), "low": low, "high": high, "images": len(values)}

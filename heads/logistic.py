@@ -1,0 +1,369 @@
+"""Logistic heads with dropout marginalised, all labels at once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import BaseCrossValidator
+
+from heads.base import LinearHead
+from heads.dropout import (
+    check_dropout,
+    default_dropouts,
+    margin_variance,
+    noise_averaged_probability,
+    rho_from_dropout,
+    second_moments,
+)
+from heads.features import Coordinates, principal_coordinates, scaled_coordinates
+from heads.folds import Fold, check_folds
+from heads.newton import LogisticProblem, Solution, solve
+from heads.parallel import worker_threads
+from heads.rare import label_counts, logistic_rare_bias, trainable
+from heads.ridge import check_l2
+from heads.selection import OutOfFold, Search, select_dropout
+from heads.training import TrainingSet, fold_targets, label_patterns
+
+_LABELS = 128  # of one product
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised, and how closely.
+
+    Attributes
+    ----------
+    noise : "quadratic" or "gaussian"
+    l2 : float
+    min_positives : int
+    tol : float
+    max_iter : int
+    """
+
+    noise: str
+    l2: float
+    min_positives: int
+    tol: float
+    max_iter: int
+
+    @classmethod
+    def checked(
+        cls, noise: str, l2: float, min_positives: int, tol: float, max_iter: int
+    ) -> Objective:
+        """Refuse what cannot be minimised."""
+        if noise not in ("quadratic", "gaussian"):
+            raise ValueError(f"noise is {noise!r}; expected 'quadratic' or 'gaussian'")
+        if not tol > 0 or not max_iter >= 1:
+            raise ValueError(f"tol is {tol}, max_iter {max_iter}; expected tol > 0, max_iter >= 1")
+        return cls(noise, check_l2(l2), min_positives, tol, max_iter)
+
+
+class _Rows:
+    """Training rows of labels that are known on the same images, in good coordinates."""
+
+    def __init__(
+        self, data: TrainingSet, images: np.ndarray, objective: Objective, test: np.ndarray | None
+    ) -> None:
+        self.images, self.objective, self.test = images, objective, test
+        self.X = data.rows(images)
+        self.weight = data.row_weight(images)
+        self.m = second_moments(self.X, self.weight)
+        self.made = ""
+
+    def prepare(self, rho: np.ndarray) -> None:
+        """Choose coordinates for rates rho: principal axes if all labels' penalties are alike."""
+        l2 = self.objective.l2
+        name = "dropout" if l2 == 0 else "l2" if not rho.any() else "both"
+        if name == self.made:
+            return
+        self.made = name
+        if name == "both":
+            self.at: Coordinates = scaled_coordinates(self.X, self.weight, self.m)
+            self.Z = self.at.features(self.X)
+        else:
+            shape = self.m if name == "dropout" else np.ones_like(self.m)
+            self.at, self.Z = principal_coordinates(self.X, self.weight, shape)
+        self.held = None if self.test is None else self.at.features(self.test)
+
+    def penalty(self, strength: np.ndarray) -> np.ndarray:
+        """(k, 1) or (k, r) penalty in these coordinates, for strengths rho pi (1 - pi)."""
+        if self.made == "dropout":
+            return strength[:, None].astype(self.Z.dtype)
+        if self.made == "l2":
+            return np.full((len(strength), 1), self.objective.l2, self.Z.dtype)
+        scale = self.at.basis.astype(np.float64) ** 2
+        return (strength[:, None] * (self.m * scale) + self.objective.l2 * scale).astype(
+            self.Z.dtype
+        )
+
+
+class _Chunk:
+    """Some labels on the same rows, and their solution at the last rate."""
+
+    def __init__(self, data: TrainingSet, rows: _Rows, labels: np.ndarray) -> None:
+        self.rows, self.labels = rows, labels
+        self.data = data
+        positives, total = label_counts(data, rows.images, labels)
+        self.rate = positives / total
+        self.Y = np.ascontiguousarray(data.row_targets(rows.images, labels).T)
+        base = data.row_base(rows.images, labels)
+        self.offset = None if base is None else np.ascontiguousarray(base.T)
+        self.solution: Solution | None = None
+        self.made = ""
+
+    def solve(self, rho: np.ndarray) -> Solution:
+        """Solution at rates rho (k,), from the last one on."""
+        rows, rate, objective = self.rows, self.rate, self.rows.objective
+        dtype = self.data.dtype
+        problem = LogisticProblem(
+            Z=rows.Z,
+            Y=self.Y,
+            weight=rows.weight.astype(dtype),
+            offset=self.offset,
+            penalty=rows.penalty(rho * rate * (1 - rate)),
+        )
+        if self.solution is None or self.made != rows.made:
+            W = np.zeros((len(self.labels), rows.Z.shape[1]), dtype)
+            b = np.log(rate / (1 - rate)) if self.offset is None else np.zeros(len(W))
+            b = b.astype(dtype)
+        else:
+            W, b = self.solution.W, self.solution.b
+        self.solution = solve(problem, W, b, objective.tol, objective.max_iter)
+        self.made = rows.made
+        return self.solution
+
+    def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
+        """D (k, d) and b (k,), W0 and b0 apart."""
+        assert self.solution is not None
+        D = self.rows.at.coefficients(self.solution.W)
+        return D, self.solution.b - D @ self.rows.at.mean
+
+    def held_out(self, rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Margins, W0 apart, and their variances for the test images; (r, k) each."""
+        rows, solution = self.rows, self.solution
+        assert solution is not None
+        assert rows.held is not None
+        assert rows.test is not None
+        margin = rows.held @ solution.W.T + solution.b
+        return margin, margin_variance(rows.test, rows.at.coefficients(solution.W), rho)
+
+
+class LogisticFit:
+    """All labels fitted on some images.
+
+    Parameters
+    ----------
+    data : TrainingSet
+    images : (m,) int
+        Training images.
+    objective : Objective
+    test : (r,) int, optional
+        Images that `out_of_fold` scores.
+    """
+
+    def __init__(
+        self,
+        data: TrainingSet,
+        images: np.ndarray,
+        objective: Objective,
+        test: np.ndarray | None = None,
+    ) -> None:
+        self.data, self.test = data, test
+        images = images[data.weight[images] > 0]
+        trained = trainable(data, images, objective.min_positives)
+        self.rare = np.flatnonzero(~trained)
+        self.rare_bias = logistic_rare_bias(data, images, self.rare)
+        held = None if test is None else data.view_means(test)
+        self.chunks = []
+        self.rows = []
+        for labels, known in label_patterns(data.known, images, np.flatnonzero(trained)):
+            rows = _Rows(data, known, objective, held)
+            self.rows.append(rows)
+            for start in range(0, len(labels), _LABELS):
+                self.chunks.append(_Chunk(data, rows, labels[start : start + _LABELS]))
+
+    def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
+        """W (K, d) and b (K,) of the last rates that all chunks solved."""
+        data = self.data
+        W = np.zeros((data.n_labels, data.n_features), data.dtype)
+        b = np.zeros(data.n_labels, data.dtype)
+        for chunk in self.chunks:
+            W[chunk.labels], b[chunk.labels] = chunk.coefficients()
+        if data.coef_init is not None and data.intercept_init is not None:
+            W += data.coef_init
+            b += data.intercept_init
+        b[self.rare] = self.rare_bias
+        return W, b
+
+    def scores(self, held: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        """Margins and probabilities (r, K) of the test images from those of the chunks."""
+        data = self.data
+        assert self.test is not None
+        base = data.base_means(self.test)
+        margin = np.zeros((len(self.test), data.n_labels), data.dtype)
+        variance = np.zeros_like(margin)
+        for chunk, (some, noise) in zip(self.chunks, held, strict=True):
+            margin[:, chunk.labels], variance[:, chunk.labels] = some, noise
+        margin[:, self.rare] = self.rare_bias
+        if base is not None and data.intercept_init is not None:
+            margin += base
+            margin[:, self.rare] -= data.intercept_init[self.rare]
+        return margin, noise_averaged_probability(margin, variance)
+
+
+def fit_logistic(
+    data: TrainingSet, objective: Objective, dropout: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """W, b and the iterations (K,) of a fit on all rows, at one rate or at one a label."""
+    rho = np.broadcast_to(rho_from_dropout(dropout), data.n_labels)
+    with worker_threads() as run:
+        fit = LogisticFit(data, np.arange(data.n_images), objective)
+        for rows in fit.rows:
+            rows.prepare(rho)
+        solutions = run(lambda chunk: chunk.solve(rho[chunk.labels]), fit.chunks)
+    n_iter = np.ones(data.n_labels, int)
+    failed = []
+    for chunk, solution in zip(fit.chunks, solutions, strict=True):
+        n_iter[chunk.labels] = solution.n_iter
+        failed.append(chunk.labels[~solution.converged])
+    warn_unconverged(failed, objective)
+    return *fit.coefficients(), n_iter
+
+
+def warn_unconverged(failed: list[np.ndarray], objective: Objective) -> None:
+    """Warn of labels that have not converged, by name."""
+    labels = np.unique(np.concatenate(failed)) if failed else np.empty(0, int)
+    if not len(labels):
+        return
+    named = ", ".join(map(str, labels[:10])) + (", ..." if len(labels) > 10 else "")
+    warnings.warn(
+        f"{len(labels)} labels ({named}) did not converge in {objective.max_iter} iterations; "
+        "raise max_iter, tol or the dropout rate",
+        ConvergenceWarning,
+        stacklevel=4,
+    )
+
+
+class DropoutLogistic(LinearHead):
+    def __init__(
+        self,
+        dropout: float = 0.5,
+        l2: float = 0.0,
+        noise: str = "quadratic",
+        min_positives: int = 1,
+        tol: float = 1e-6,
+        max_iter: int = 200,
+    ) -> None:
+        self.dropout = dropout
+        self.l2 = l2
+        self.noise = noise
+        self.min_positives = min_positives
+        self.tol = tol
+        self.max_iter = max_iter
+
+    def _fit(self, data: TrainingSet) -> None:
+        objective = Objective.checked(
+            self.noise, self.l2, self.min_positives, self.tol, self.max_iter
+        )
+        self.dropout_ = check_dropout(self.dropout)
+        self.coef_, self.intercept_, self.n_iter_ = fit_logistic(
+            data, objective, np.asarray(self.dropout_)
+        )
+
+    def _probability(self, X: np.ndarray) -> np.ndarray:
+        return head_probability(self, X)
+
+
+def head_probability(head: DropoutLogistic | DropoutLogisticCV, X: np.ndarray) -> np.ndarray:
+    """Noise-averaged probabilities (n, K); the noise acts on what was trained."""
+    change = head.coef_ if head.coef_init_ is None else head.coef_ - head.coef_init_
+    variance = margin_variance(X, change, rho_from_dropout(head.dropout_))
+    return noise_averaged_probability(X @ head.coef_.T + head.intercept_, variance)
+
+
+class DropoutLogisticCV(LinearHead):
+    def __init__(
+        self,
+        dropouts: Iterable[float] = default_dropouts(),
+        l2: float = 0.0,
+        noise: str = "quadratic",
+        cv: int | BaseCrossValidator | Iterable[Fold] = 5,
+        scoring: str = "fbeta",
+        beta: float = 2,
+        min_positives: int = 1,
+        per_label: bool = False,
+        tol: float = 1e-6,
+        max_iter: int = 200,
+        random_state: int = 0,
+    ) -> None:
+        self.dropouts = dropouts
+        self.l2 = l2
+        self.noise = noise
+        self.cv = cv
+        self.scoring = scoring
+        self.beta = beta
+        self.min_positives = min_positives
+        self.per_label = per_label
+        self.tol = tol
+        self.max_iter = max_iter
+        self.random_state = random_state
+
+    def _fit(self, data: TrainingSet) -> None:
+        search = Search.checked(self.dropouts, self.scoring, self.beta, self.per_label)
+        objective = Objective.checked(
+            self.noise, self.l2, self.min_positives, self.tol, self.max_iter
+        )
+        if isinstance(self.cv, str):
+            raise ValueError(
+                f"cv is {self.cv!r}; a logistic head has no closed form for one image left out: "
+                "give a number of folds, a splitter or (train, test) pairs"
+            )
+        every = np.arange(data.n_images)
+        folds = check_folds(self.cv, every, fold_targets(data), data.groups, self.random_state)
+        failed: list[np.ndarray] = []
+        with worker_threads() as run:
+            fits = run(lambda fold: LogisticFit(data, fold[0], objective, fold[1]), folds)
+
+            def evaluate(dropout: float) -> OutOfFold:
+                return _out_of_fold(data, fits, float(rho_from_dropout(dropout)), run, failed)
+
+            chosen = select_dropout(evaluate, data, folds, search)
+        self.dropout_ = chosen.dropout if self.per_label else float(chosen.dropout)
+        self.best_score_, self.cv_results_ = chosen.score, chosen.results
+        self.oof_decision_function_ = chosen.out_of_fold.margin
+        self.oof_predict_proba_ = chosen.out_of_fold.probability
+        warn_unconverged(failed, objective)
+        self.coef_, self.intercept_, self.n_iter_ = fit_logistic(data, objective, chosen.dropout)
+
+    def _probability(self, X: np.ndarray) -> np.ndarray:
+        return head_probability(self, X)
+
+
+def _out_of_fold(
+    data: TrainingSet,
+    fits: list[LogisticFit],
+    rho: float,
+    run: Callable,
+    failed: list[np.ndarray],
+) -> OutOfFold:
+    """Held-out scores at one rate, each chunk of labels of each fold a task."""
+    run(lambda rows: rows.prepare(np.asarray([rho])), [rows for fit in fits for rows in fit.rows])
+
+    def task(chunk: _Chunk) -> tuple[np.ndarray, np.ndarray]:
+        rates = np.full(len(chunk.labels), rho)
+        chunk.solve(rates)
+        return chunk.held_out(rates)
+
+    held = run(task, [chunk for fit in fits for chunk in fit.chunks])
+    margin = np.empty((data.n_images, data.n_labels), data.dtype)
+    probability = np.empty_like(margin)
+    for fit in fits:
+        own, held = held[: len(fit.chunks)], held[len(fit.chunks) :]
+        margin[fit.test], probability[fit.test] = fit.scores(own)
+        for chunk in fit.chunks:
+            failed.append(chunk.labels[~chunk.solution.converged])
+    return OutOfFold(margin, probability)

@@ -1,0 +1,158 @@
+"""Which labels do stored heads give to the images of a set of caches?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import csr_matrix, vstack
+
+from featcache import FeatureCache
+from heads.decisions import GlobalThreshold
+from heads.storage import Head, StoredBlend, load
+
+ROWS_AT_ONCE = 4096
+
+
+@dataclass
+class Predictor:
+    """A stored head or blend, with the caches of one image set that it needs.
+
+    Attributes
+    ----------
+    models : list of Head
+    caches : list of FeatureCache
+        For each model the cache of its network.
+    content : Head or StoredBlend
+    """
+
+    models: list[Head]
+    caches: list[FeatureCache]
+    content: Head | StoredBlend
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], caches: Sequence[str | os.PathLike[str]]
+    ) -> Predictor:
+        """Read the file and match its heads with caches by ``network_id``.
+
+        Raises
+        ------
+        ValueError
+            If a network has no cache or two, or the caches are of different images.
+        """
+        by_network = find_caches(caches)
+        content = load(path)
+        models = content.models if isinstance(content, StoredBlend) else [content]
+        matched = [_matching(path, by_network, model.network_id) for model in models]
+        for model, cache in zip(models, matched, strict=True):
+            model.complete(cache.weight)
+        for cache in matched[1:]:
+            if not np.array_equal(cache.ids, matched[0].ids):
+                raise ValueError(
+                    f"{cache.path}: its images are not those of {matched[0].path}; "
+                    "--caches must be of one image set"
+                )
+        return cls(models, matched, content)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """(n,) of the image set."""
+        return self.caches[0].ids
+
+    @property
+    def classes(self) -> np.ndarray:
+        """(K,) class ids."""
+        return self.models[0].classes
+
+    @property
+    def readable(self) -> np.ndarray:
+        """(n,) bool: rows whose image could be read for every model."""
+        return np.logical_and.reduce([cache.valid for cache in self.caches])
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Probabilities (rows, K) in the order of ``ids``, some thousand rows at a time."""
+        for start in range(0, len(self.ids), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            scores = [
+                model.estimator.predict_proba(cache.features[rows])
+                for model, cache in zip(self.models, self.caches, strict=True)
+            ]
+            if isinstance(self.content, StoredBlend):
+                yield self.content.blend.predict_proba(scores)
+            else:
+                yield scores[0]
+
+    def rule(self) -> GlobalThreshold:
+        """The cut that goes with the content."""
+        rule = GlobalThreshold()
+        if isinstance(self.content, StoredBlend):
+            rule.threshold_ = self.content.blend.threshold_
+        else:
+            rule.threshold_ = self.content.provenance["threshold"]
+        rule.n_features_in_ = len(self.classes)
+        return rule
+
+    def predict_proba(self) -> np.ndarray:
+        """(n, K) probabilities."""
+        return np.concatenate(list(self.chunks()))
+
+    def predict(self) -> csr_matrix:
+        """(n, K) bool: label sets; nothing for an image that could not be read."""
+        rule, readable, start = self.rule(), self.readable, 0
+        parts = []
+        for P in self.chunks():
+            chosen = rule.predict(P)
+            keep = csr_matrix(readable[start : start + len(P), None])
+            parts.append(csr_matrix(chosen.multiply(keep)))
+            start += len(P)
+        return csr_matrix(vstack(parts))
+
+    def label_sets(self) -> list[list[str]]:
+        """Class ids of each image."""
+        chosen = self.predict()
+        return [
+            self.classes[chosen.indices[a:b]].tolist()
+            for a, b in zip(chosen.indptr, chosen.indptr[1:], strict=False)
+        ]
+
+
+def find_caches(places: Sequence[str | os.PathLike[str]]) -> dict[str | None, FeatureCache]:
+    """Caches by ``network_id``; a folder stands for the ``.h5`` files in it.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or two are of one network.
+    """
+    paths: list[Path] = []
+    for place in map(Path, places):
+        paths += sorted(place.glob("*.h5")) if place.is_dir() else [place]
+    if not paths:
+        raise ValueError(f"{' '.join(map(str, places))}: no .h5 file there; check --caches")
+    found: dict[str | None, FeatureCache] = {}
+    for path in paths:
+        cache = FeatureCache(path)
+        if cache.network_id in found:
+            raise ValueError(
+                f"{path} and {found[cache.network_id].path} are of one network; "
+                "--caches must be one image set, a cache a network"
+            )
+        found[cache.network_id] = cache
+    return found
+
+
+def _matching(
+    path: str | os.PathLike[str],
+    by_network: dict[str | None, FeatureCache],
+    network_id: str | None,
+) -> FeatureCache:
+    if network_id in by_network:
+        return by_network[network_id]
+    have = ", ".join(f"{c.path} ({str(i)[:12]})" for i, c in by_network.items())
+    raise ValueError(
+        f"{path}: needs a cache of network {str(network_id)[:12]}; --caches has only {have}"
+    )

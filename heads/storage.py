@@ -1,0 +1,383 @@
+"""How are heads and blends kept in files, and read back to the same bits?
+
+HDF5, no pickle. A group (the whole file of a head, ``/models/0`` ... of a blend) holds
+
+==============================  ====================================================
+attribute ``kind``, ``format``  "head" or "blend"; version of this table
+attribute ``estimator``         class, its parameters, its scalar fitted values (JSON)
+``/classes/id``, ``name``       (K,) utf-8
+``/coef/rows``, ``/values``     the rows of ``coef_`` that differ from W0, and their numbers
+``/coef_init``                  W0 in full, unless attribute ``network_id`` refers to it
+``/fitted/...``                 other fitted arrays (``intercept_`` ...)
+``/cv/...``                     the table of the cross-validation
+``/oof/DOMAIN/ids``, ``proba``  out-of-fold probabilities of each domain, and what is true
+                                (``indptr``, ``indices``, ``missed``, maybe ``mask``)
+attribute ``provenance``        caches, command, versions, scores (JSON)
+==============================  ====================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from featcache.atomic import replacing
+from heads.blending import Blend
+from heads.calibration import PlattScaling
+from heads.logistic import DropoutLogistic, DropoutLogisticCV
+from heads.ridge import DropoutRidge, DropoutRidgeCV
+
+FORMAT = 1
+ESTIMATORS = {
+    cls.__name__: cls for cls in (DropoutRidge, DropoutRidgeCV, DropoutLogistic, DropoutLogisticCV)
+}
+# Kept in places of their own, or a function of others.
+_APART = frozenset({"coef_", "coef_init_", "cv_results_", "calibration_", "classes_"})
+
+
+@dataclass
+class OutOfFold:
+    """Held-out probabilities of the labelled images of one domain, and their labels.
+
+    Attributes
+    ----------
+    ids : (n,) str
+    proba : (n, K) float32
+    Y : (n, K) CSR
+        True labels.
+    missed : (n,) int
+        True labels outside the K classes.
+    mask : (n, K) bool or None
+        True where a label is unknown.
+    """
+
+    ids: np.ndarray
+    proba: np.ndarray
+    Y: csr_matrix
+    missed: np.ndarray
+    mask: np.ndarray | None = None
+
+
+@dataclass
+class Head:
+    """A fitted head with all that a later user must know of it.
+
+    Attributes
+    ----------
+    estimator : DropoutRidge, DropoutRidgeCV, DropoutLogistic or DropoutLogisticCV
+        Fitted, of several labels.
+    classes, names : (K,) str
+    network_id : str or None
+        Of the network that its features come from.
+    by_reference : bool
+        Whether W0 is that network's own last layer, which a cache of it holds too.
+    oof : dict of OutOfFold
+        By domain: "target" and, where it was fitted on both, "source".
+    provenance : dict
+        JSON.
+    """
+
+    estimator: Any
+    classes: np.ndarray
+    names: np.ndarray
+    network_id: str | None = None
+    by_reference: bool = False
+    oof: dict[str, OutOfFold] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    _changed: tuple[np.ndarray, np.ndarray] | None = None
+
+    def complete(self, weight: np.ndarray | None) -> None:
+        """Give a head that was stored by reference its W0 (K, d), so that it can predict.
+
+        Raises
+        ------
+        ValueError
+            If `weight` is missing or of another shape.
+        """
+        if self._changed is None:
+            return
+        rows, values = self._changed
+        shape = (len(self.classes), values.shape[1])
+        if weight is None or weight.shape != shape:
+            got = "nothing" if weight is None else f"shape {weight.shape}"
+            raise ValueError(
+                f"the head holds only what differs from the last layer of network "
+                f"{str(self.network_id)[:12]}, which has shape {shape}; got {got}"
+            )
+        self._set_coef(rows, values, weight)
+        self._changed = None
+
+    def _set_coef(self, rows: np.ndarray, values: np.ndarray, coef_init: np.ndarray | None) -> None:
+        coef = np.zeros((len(self.classes), values.shape[1]), values.dtype)
+        if coef_init is not None:
+            coef_init = coef_init.astype(values.dtype, copy=False)
+            coef[:] = coef_init
+        coef[rows] = values
+        self.estimator.coef_, self.estimator.coef_init_ = coef, coef_init
+
+    def _stored_coef(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows of coef_ differ from W0, and these rows."""
+        if self._changed is not None:
+            return self._changed
+        coef, coef_init = self.estimator.coef_, self.estimator.coef_init_
+        changed = np.ones(len(coef), bool) if coef_init is None else (coef != coef_init).any(1)
+        return np.flatnonzero(changed).astype(np.int32), coef[changed]
+
+
+@dataclass
+class StoredBlend:
+    """A fitted blend with its models.
+
+    Attributes
+    ----------
+    blend : Blend
+        Fitted; ``weights_`` go with `models`.
+    models : list of Head
+        Without out-of-fold scores.
+    model_names : list of str
+        The files that they came from.
+    oof : dict of OutOfFold
+        Of the blend.
+    provenance : dict
+        JSON.
+    """
+
+    blend: Blend
+    models: list[Head]
+    model_names: list[str]
+    oof: dict[str, OutOfFold] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def save(
+    path: str | os.PathLike[str], content: Head | StoredBlend, overwrite: bool = False
+) -> Path:
+    """Write a head or a blend; the file appears whole or not at all.
+
+    Raises
+    ------
+    ValueError
+        If the file exists and `overwrite` is False, or the head is of a kind unknown here.
+    """
+    target = Path(path)
+    if target.exists() and not overwrite:
+        raise ValueError(f"{target}: exists already; pass --overwrite or choose another --out")
+    with replacing(target) as temporary, h5py.File(temporary, "w") as file:
+        if isinstance(content, Head):
+            _write_head(file, content)
+        else:
+            _write_blend(file, content)
+    return target
+
+
+def load(path: str | os.PathLike[str]) -> Head | StoredBlend:
+    """Read a head or a blend.
+
+    A head that refers to the last layer of its network predicts only after
+    :meth:`Head.complete`; :class:`heads.prediction.Predictor` sees to that.
+
+    Raises
+    ------
+    ValueError
+        If the file is none of ours, damaged, or of a newer format.
+    """
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        reason = "no such file" if not os.path.exists(path) else f"not an HDF5 file ({error})"
+        raise ValueError(f"{path}: {reason}; give a file made by `heads fit` or `blend`") from error
+    with file:
+        kind = file.attrs.get("kind")
+        if kind not in ("head", "blend"):
+            raise ValueError(
+                f"{path}: no head or blend; give a file of `heads fit` or `heads blend`"
+            )
+        if int(file.attrs["format"]) > FORMAT:
+            raise ValueError(
+                f"{path}: format {file.attrs['format']}, this version reads up to {FORMAT}; upgrade"
+            )
+        try:
+            return _read_head(file) if kind == "head" else _read_blend(file)
+        except KeyError as error:
+            raise ValueError(f"{path}: damaged: {error}") from error
+
+
+# ------------------------------------------------------------------------ heads
+
+
+def _write_head(group: h5py.Group, head: Head) -> None:
+    estimator = head.estimator
+    name = type(estimator).__name__
+    if name not in ESTIMATORS:
+        raise ValueError(f"cannot store a {name}; only {', '.join(ESTIMATORS)}")
+    fitted = {k: v for k, v in vars(estimator).items() if k.endswith("_") and k not in _APART}
+    fitted = {k: v for k, v in fitted.items() if not k.startswith("oof_")}
+    scalars = {k: _plain(v) for k, v in fitted.items() if np.ndim(v) == 0}
+    _put_attributes(
+        group,
+        kind="head",
+        format=FORMAT,
+        estimator={"class": name, "params": _params(estimator), "fitted": scalars},
+        provenance=head.provenance,
+    )
+    for key, value in fitted.items():
+        if np.ndim(value):
+            group[f"fitted/{key}"] = value
+    if getattr(estimator, "calibration_", None) is not None:
+        group.attrs["calibration"] = json.dumps(asdict(estimator.calibration_))
+    for key, value in getattr(estimator, "cv_results_", {}).items():
+        group[f"cv/{key}"] = value
+    _put_strings(group, "classes/id", head.classes)
+    _put_strings(group, "classes/name", head.names)
+    if head.network_id is not None:
+        group.attrs["network_id"] = head.network_id
+    group.attrs["by_reference"] = head.by_reference
+    if not head.by_reference and estimator.coef_init_ is not None:
+        group["coef_init"] = estimator.coef_init_
+    group["coef/rows"], group["coef/values"] = head._stored_coef()
+    _write_oof(group, head.oof)
+
+
+def _read_head(group: h5py.Group) -> Head:
+    spec = json.loads(group.attrs["estimator"])
+    estimator = ESTIMATORS[spec["class"]](**spec["params"])
+    for key, value in spec["fitted"].items():
+        setattr(estimator, key, value)
+    for key, value in group.get("fitted", {}).items():
+        setattr(estimator, key, value[()])
+    if "calibration" in group.attrs:
+        estimator.calibration_ = PlattScaling(**json.loads(group.attrs["calibration"]))
+    if "cv" in group:
+        estimator.cv_results_ = {key: value[()] for key, value in group["cv"].items()}
+    classes = _strings(group, "classes/id")
+    estimator.classes_ = np.arange(len(classes))
+    estimator._binary = False
+    head = Head(
+        estimator=estimator,
+        classes=classes,
+        names=_strings(group, "classes/name"),
+        network_id=group.attrs.get("network_id"),
+        by_reference=bool(group.attrs["by_reference"]),
+        oof=_read_oof(group),
+        provenance=json.loads(group.attrs["provenance"]),
+    )
+    rows, values = group["coef/rows"][()], group["coef/values"][()]
+    if head.by_reference:
+        head._changed = rows, values
+    else:
+        head._set_coef(rows, values, group["coef_init"][()] if "coef_init" in group else None)
+    return head
+
+
+# ----------------------------------------------------------------------- blends
+
+
+def _write_blend(group: h5py.Group, stored: StoredBlend) -> None:
+    blend = stored.blend
+    _put_attributes(
+        group,
+        kind="blend",
+        format=FORMAT,
+        estimator={
+            "params": blend.get_params(),
+            "fitted": {
+                "threshold_": _plain(blend.threshold_),
+                "score_": _plain(blend.score_),
+                "n_features_in_": blend.n_features_in_,
+            },
+        },
+        provenance=stored.provenance,
+    )
+    group["weights"] = blend.weights_
+    for key, value in blend.path_.items():
+        group[f"path/{key}"] = value
+    _put_strings(group, "model_names", np.array(stored.model_names))
+    for m, model in enumerate(stored.models):
+        _write_head(group.create_group(f"models/{m}"), model)
+    _write_oof(group, stored.oof)
+
+
+def _read_blend(group: h5py.Group) -> StoredBlend:
+    spec = json.loads(group.attrs["estimator"])
+    blend = Blend(**spec["params"])
+    for key, value in spec["fitted"].items():
+        setattr(blend, key, value)
+    blend.weights_ = group["weights"][()]
+    blend.path_ = {key: value[()] for key, value in group["path"].items()}
+    names = _strings(group, "model_names").tolist()
+    return StoredBlend(
+        blend=blend,
+        models=[_read_head(group[f"models/{m}"]) for m in range(len(names))],
+        model_names=names,
+        oof=_read_oof(group),
+        provenance=json.loads(group.attrs["provenance"]),
+    )
+
+
+# ------------------------------------------------------------------------ parts
+
+
+def _write_oof(group: h5py.Group, oof: Mapping[str, OutOfFold]) -> None:
+    for domain, scores in oof.items():
+        part = group.create_group(f"oof/{domain}")
+        _put_strings(part, "ids", scores.ids)
+        part["proba"] = scores.proba.astype(np.float32, copy=False)
+        part["indptr"] = scores.Y.indptr
+        part["indices"] = scores.Y.indices
+        part["missed"] = scores.missed
+        if scores.mask is not None:
+            part.create_dataset("mask", data=scores.mask, compression="gzip")
+
+
+def _read_oof(group: h5py.Group) -> dict[str, OutOfFold]:
+    oof = {}
+    for domain, part in group.get("oof", {}).items():
+        proba, indices = part["proba"][()], part["indices"][()]
+        ones = np.ones(len(indices), np.float32)
+        Y = csr_matrix((ones, indices, part["indptr"][()]), shape=proba.shape)
+        mask = part["mask"][()] if "mask" in part else None
+        oof[domain] = OutOfFold(_strings(part, "ids"), proba, Y, part["missed"][()], mask)
+    return oof
+
+
+def _params(estimator: Any) -> dict[str, Any]:
+    """Parameters as JSON; a splitter object or given folds are told by their name only."""
+    params = estimator.get_params(deep=False)
+    if "cv" in params and not isinstance(params["cv"], (int, str)):
+        params["cv"] = type(params["cv"]).__name__
+    return {key: _plain(value) for key, value in params.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _put_attributes(group: h5py.Group, **values: Any) -> None:
+    for key, value in values.items():
+        group.attrs[key] = json.dumps(value) if isinstance(value, dict) else value
+
+
+def _put_strings(group: h5py.Group, name: str, values: np.ndarray) -> None:
+    encoded = [str(value).encode("utf-8") for value in values]
+    group.create_dataset(
+        name, data=encoded, dtype=h5py.string_dtype("utf-8"), shape=(len(encoded),)
+    )
+
+
+def _strings(group: h5py.Group, name: str) -> np.ndarray:
+    values = group[name].asstr()[()]
+    return np.array(values.tolist(), dtype=str)
