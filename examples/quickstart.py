@@ -70,6 +70,7 @@ def training_config(recipe: Recipe, data: Path, out: Path, seed: int) -> Trainin
         schedule="cosine",
         precision="bf16" if cpu_has_bf16() else "auto",
         workers=1,
+        threads=1,  # the second of two cores augments; small tensors gain little from threads
         seed=seed,
         out=str(out / "runs" / recipe.name),
     )
@@ -85,6 +86,7 @@ def extraction_configs(recipe: Recipe, data: Path, out: Path, seed: int) -> list
             out=str(out / "caches" / image_set / f"{recipe.name}.h5"),
             labels=[str(data / labels)] if labels else [],
             workers=1,
+            threads=1,
             seed=seed,
             **more,
         )
@@ -188,7 +190,7 @@ def main() -> int:
         "--epochs", type=int, help="train every network that long (default: 5 to 7 epochs)"
     )
     arguments = parser.parse_args()
-    recipes = RECIPES
+    recipes: tuple[Recipe, ...] = RECIPES
     if arguments.epochs:
         recipes = tuple(replace(recipe, epochs=arguments.epochs) for recipe in recipes)
     start = time.monotonic()

@@ -113,7 +113,8 @@ class Recovery:
         found = {}
         for image_set in self.domains:
             cache = self.cache(image_set, network)
-            assert cache.weight is not None and cache.bias is not None
+            assert cache.weight is not None
+            assert cache.bias is not None
             found[image_set] = expit(cache.x("eval") @ cache.weight.T + cache.bias)
         return found
 
@@ -261,9 +262,9 @@ class Recovery:
     def note(self) -> str:
         """How to read the table."""
         return (
-            "mean F2 per image [95 % bootstrap over images] and the share of the gap between the\n"
-            "unadapted head (source cut) and the oracle that is recovered. Stage 1 is scored on its\n"
-            "unlabelled rest. One seed; a head knows no label of Stage 2."
+            "mean F2 per image [95 % bootstrap over images] and the share of the gap between\n"
+            "the unadapted head (source cut) and the oracle that is recovered. Stage 1 is scored\n"
+            "on its unlabelled rest. One seed; no head knows a label of Stage 2."
         )
 
     def save(self) -> None:

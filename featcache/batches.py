@@ -128,9 +128,9 @@ def row_batches(blocks: Sequence[tuple[int, int]], batch_size: int) -> list[list
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the parent alone decides what to do."""
+    """Signals to the whole group reach workers too; the parent alone decides what to do."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def loader(

@@ -82,7 +82,8 @@ def command_line(verb: str, config: Any, *positional: str) -> str:
             words.append(flag)
         else:
             for item in value if isinstance(value, list) else [value]:
-                words += [flag, f"{item:g}" if isinstance(item, float) else str(item)]
+                # A value that begins with a dash would be taken for an option.
+                words += [f"{flag}={item}"] if str(item).startswith("-") else [flag, str(item)]
     return shlex.join(words)
 
 
@@ -185,6 +186,7 @@ def run(parser: argparse.ArgumentParser, argv: Iterable[str] | None) -> int:
     arguments = parser.parse_args(None if argv is None else list(argv))
     try:
         status: int | None = arguments.function(arguments)
+        sys.stdout.flush()  # a reader that has gone shows here, not while Python shuts down
         return status or 0
     except Interrupted as stop:
         print(f"{parser.prog}: {stop}", file=sys.stderr)

@@ -34,7 +34,7 @@ def hold_out(ids: np.ndarray, validation: str) -> np.ndarray:
     Raises
     ------
     InputError
-        If nothing or everything would be held out.
+        If ``validation`` is none of these, or nothing or everything would be held out.
     """
     if Path(validation).is_file():
         held = np.isin(ids, read_ids(validation))
@@ -47,7 +47,11 @@ def hold_out(ids: np.ndarray, validation: str) -> np.ndarray:
             raise InputError(
                 f"--validation {validation!r} is neither a number nor an existing file of ids"
             ) from None
-        count = round(amount * len(ids)) if 0 < amount < 1 else int(amount)
+        if not (0 < amount < 1 or amount.is_integer()) or amount < 0:
+            raise InputError(
+                f"--validation {validation}: give a whole number of images or a share between 0 and 1"
+            )
+        count = round(amount * len(ids)) if amount < 1 else int(amount)
         hashes = np.array([generator("hold-out", i).bit_generator.random_raw() for i in ids])
         held = np.zeros(len(ids), bool)
         held[np.argsort(hashes, kind="stable")[:count]] = True

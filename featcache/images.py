@@ -20,6 +20,8 @@ from featcache.errors import InputError
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 )
+# Pillow goes by content, not by ending, and knows formats that run other programs (EPS).
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # What Pillow's decoders are known to raise on damaged bytes.
 DECODE_ERRORS = (
     OSError,
@@ -75,19 +77,25 @@ class ImageSet:
         return ImageSet(self.directory, self.ids[found], self.files[found]), missing
 
 
+def _refuse_folder(error: OSError) -> None:
+    """os.walk would leave the folder out and say nothing."""
+    raise InputError(f"{error.filename}: cannot be listed: {error.strerror}; check its permissions")
+
+
 def find_images(directory: str | os.PathLike[str]) -> ImageSet:
     """All image files below a directory, sorted by id (the file name without its ending).
 
     Raises
     ------
     InputError
-        If the directory does not exist, holds no image file, or two files have one id.
+        If the directory does not exist, holds no image file or a folder that cannot be
+        listed, or two files have one id.
     """
     root = Path(directory)
     if not root.is_dir():
         raise InputError(f"{root}: no such directory of images; check --images")
     found: list[tuple[str, str]] = []
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=_refuse_folder):
         folders.sort()
         for name in names:
             stem, ending = os.path.splitext(name)
@@ -113,7 +121,7 @@ def read_ids(path: str | os.PathLike[str]) -> list[str]:
     Raises
     ------
     InputError
-        If the file is missing, empty, or names an id twice.
+        If the file is missing, empty, has a line without an id, or names an id twice.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
@@ -124,6 +132,8 @@ def read_ids(path: str | os.PathLike[str]) -> list[str]:
         ids = ids[1:]
     if not ids:
         raise InputError(f"{path}: no ids in it; expected one id a line")
+    if "" in ids:
+        raise InputError(f"{path}: a line has nothing before its comma; expected one id a line")
     if len(set(ids)) < len(ids):
         twice = next(i for i, count in Counter(ids).items() if count > 1)
         raise InputError(f"{path}: the id {twice!r} stands twice; remove one")
@@ -143,15 +153,24 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("RGB", "L"):
+    transparent = "transparency" in image.info
+    if image.mode in ("RGB", "L") and not transparent:
         return image
     if image.mode.startswith("I") or image.mode == "F":
         return _to_8_bits(image)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if transparent or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(paper, image)
     return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF data say; damaged EXIF data are no reason to give up the pixels."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except DECODE_ERRORS:
+        return image
 
 
 def decode(path: str | os.PathLike[str]) -> Image.Image:
@@ -169,9 +188,9 @@ def decode(path: str | os.PathLike[str]) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns from half its hard limit on; below the limit the image is used.
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+                return _to_rgb(_upright(image))
     except DECODE_ERRORS as error:
         if isinstance(error, FileNotFoundError):
             reason = "the file does not exist"

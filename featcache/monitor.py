@@ -9,6 +9,8 @@ import torch
 from scipy.sparse import csr_matrix
 from torch.nn import functional
 
+from featcache.errors import InputError
+
 BETA_SQUARED = 4.0
 CUTS = tuple(np.round(np.geomspace(0.02, 0.8, 48), 6).tolist())
 
@@ -119,12 +121,20 @@ class Score:
             tp = (predicted & truth).sum(1)
             denominator = BETA_SQUARED * n_true + predicted.sum(1)
             f = torch.where(denominator > 0, (1 + BETA_SQUARED) * tp / denominator, 1.0)
-            self.f_sums[c] += f.sum()
-        self.loss_sum += summed_loss(logits, targets).sum()
+            self.f_sums[c] += f.sum(dtype=torch.float64)
+        self.loss_sum += summed_loss(logits, targets).sum(dtype=torch.float64)
         self.count += len(logits)
 
     def result(self) -> dict[str, float]:
-        """Mean loss, the best F2 of the grid, and its cut."""
+        """Mean loss, the best F2 of the grid, and its cut.
+
+        Raises
+        ------
+        InputError
+            If no image was scored.
+        """
+        if not self.count:
+            raise InputError("none of the held-out images can be read; check the files in --images")
         best = int(torch.argmax(self.f_sums))
         return {
             "loss": self.loss_sum.item() / self.count,

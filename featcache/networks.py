@@ -20,6 +20,15 @@ from featcache.views import Preprocessing, load_object
 
 # Convolutions in channels-last order are faster for all but this one.
 CONTIGUOUS = frozenset({"senet154"})
+# What timm's factories are known to raise on keyword arguments that do not fit.
+FACTORY_ERRORS = (
+    AssertionError,
+    AttributeError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -62,8 +71,10 @@ class NetworkSpec:
             factory = timm_factory(self.arch)
         try:
             network = factory(num_classes=self.num_classes, **self.kwargs)
-        except TypeError as error:
-            raise InputError(f"--arch {self.arch!r} with {self.kwargs}: {error}") from error
+        except FACTORY_ERRORS as error:
+            raise InputError(
+                f"--arch {self.arch!r} with {self.kwargs}: {type(error).__name__}: {error}"
+            ) from error
         if not isinstance(network, nn.Module):
             raise InputError(
                 f"--arch {self.arch!r} returned {type(network).__name__}, no nn.Module"
@@ -94,7 +105,8 @@ def classifier_name(network: nn.Module, spec: NetworkSpec) -> str:
     get_classifier = getattr(network, "get_classifier", None)  # timm's protocol
     if get_classifier is not None:
         last = get_classifier()
-        if isinstance(last, nn.Linear) and id(last) in named:
+        fits = isinstance(last, nn.Linear) and last.out_features == spec.num_classes
+        if fits and id(last) in named:
             return named[id(last)]
     linear = [
         name
@@ -161,13 +173,20 @@ def resolve_device(device: str) -> torch.device:
     Raises
     ------
     InputError
-        If CUDA is asked for and absent.
+        If torch knows no such device, or CUDA is asked for and absent.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no CUDA device; use --device cpu")
-    return torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"--device {device!r} is unknown; use auto, cpu or cuda") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices; "
+            "use --device cpu"
+        )
+    return chosen
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

@@ -89,12 +89,15 @@ def generator(*keys: object) -> np.random.Generator:
 
 
 def _torchvision(transform: v2.Transform) -> Augmentation:
-    """torchvision draws from torch's global generator: seed it for the call, then restore it."""
+    """torchvision draws from torch's global generator: seed it for the call, then restore it.
+
+    Only that of the CPU: torch.manual_seed would reseed, and not restore, those of CUDA.
+    """
 
     def augment(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
         del size  # fixed when the transform was made
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**63)))
+            torch.default_generator.manual_seed(int(rng.integers(2**63)))
             result: Image.Image = transform(image)
         return result
 
@@ -129,21 +132,24 @@ def strong(size: int) -> Augmentation:
 
 
 def load_object(name: str, what: str) -> Any:
-    """The object behind ``package.module:attribute``.
+    """The function or class behind ``package.module:attribute``.
 
     Raises
     ------
     InputError
-        If the module cannot be imported or has no such attribute.
+        If the module cannot be imported or has no such function or class.
     """
     module_name, _, attribute = name.partition(":")
+    if not module_name or module_name.startswith(".") or not attribute:
+        raise InputError(f"{what} {name!r}: expected package.module:function")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise InputError(f"{what} {name!r}: cannot import {module_name!r} ({error})") from error
-    if not hasattr(module, attribute):
-        raise InputError(f"{what} {name!r}: {module_name} has no {attribute!r}")
-    return getattr(module, attribute)
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise InputError(f"{what} {name!r}: {module_name} has no function {attribute!r}")
+    return found
 
 
 def augmentation(name: str, preprocessing: Preprocessing) -> Augmentation:
@@ -256,13 +262,17 @@ class Recipe:
 
 
 def checked(image: Image.Image, size: int, name: str) -> Image.Image:
-    """The image, if an augmentation has made it of the promised size.
+    """What an augmentation has made, if it is an image of the promised size.
 
     Raises
     ------
     InputError
-        Naming the augmentation and both sizes.
+        Naming the augmentation and what it made instead.
     """
+    if not isinstance(image, Image.Image):
+        raise InputError(
+            f"augmentation {name!r} made a {type(image).__name__}; it must return a PIL image"
+        )
     if image.size != (size, size):
         raise InputError(
             f"augmentation {name!r} made an image of {image.width} x {image.height} pixels; "

@@ -21,7 +21,8 @@ from heads.dropout import (
 )
 from heads.features import Coordinates, principal_coordinates, scaled_coordinates
 from heads.folds import Fold, check_folds
-from heads.newton import LogisticProblem, Solution, solve
+from heads.gaussian import GaussianBatch
+from heads.newton import Batch, LogisticBatch, Solution, base_rate_loss, margins, minimise
 from heads.parallel import worker_threads
 from heads.rare import label_counts, logistic_rare_bias, trainable
 from heads.ridge import check_l2
@@ -75,30 +76,34 @@ class _Rows:
         self.made = ""
 
     def prepare(self, rho: np.ndarray) -> None:
-        """Choose coordinates for rates rho: principal axes if all labels' penalties are alike."""
-        l2 = self.objective.l2
-        name = "dropout" if l2 == 0 else "l2" if not rho.any() else "both"
+        """Choose coordinates: principal axes where the penalties of all labels are alike."""
+        l2, noisy = self.objective.l2, bool(rho.any())
+        name = "l2" if l2 > 0 else "dropout"
+        if noisy and (l2 > 0 or self.objective.noise == "gaussian"):
+            name = "scaled"
         if name == self.made:
             return
         self.made = name
-        if name == "both":
+        if name == "scaled":
             self.at: Coordinates = scaled_coordinates(self.X, self.weight, self.m)
             self.Z = self.at.features(self.X)
         else:
             shape = self.m if name == "dropout" else np.ones_like(self.m)
             self.at, self.Z = principal_coordinates(self.X, self.weight, shape)
+        self.squares = None
+        if noisy and self.objective.noise == "gaussian":
+            self.squares = (self.X * self.at.basis) ** 2
         self.held = None if self.test is None else self.at.features(self.test)
 
     def penalty(self, strength: np.ndarray) -> np.ndarray:
-        """(k, 1) or (k, r) penalty in these coordinates, for strengths rho pi (1 - pi)."""
+        """(k, 1) or (k, r) penalty strength_k m_j + l2 in these coordinates."""
+        dtype, l2 = self.Z.dtype, self.objective.l2
         if self.made == "dropout":
-            return strength[:, None].astype(self.Z.dtype)
+            return strength[:, None].astype(dtype)
         if self.made == "l2":
-            return np.full((len(strength), 1), self.objective.l2, self.Z.dtype)
+            return np.full((len(strength), 1), l2, dtype)
         scale = self.at.basis.astype(np.float64) ** 2
-        return (strength[:, None] * (self.m * scale) + self.objective.l2 * scale).astype(
-            self.Z.dtype
-        )
+        return (strength[:, None] * (self.m * scale) + l2 * scale).astype(dtype)
 
 
 class _Chunk:
@@ -117,24 +122,32 @@ class _Chunk:
 
     def solve(self, rho: np.ndarray) -> Solution:
         """Solution at rates rho (k,), from the last one on."""
-        rows, rate, objective = self.rows, self.rate, self.rows.objective
-        dtype = self.data.dtype
-        problem = LogisticProblem(
-            Z=rows.Z,
-            Y=self.Y,
-            weight=rows.weight.astype(dtype),
-            offset=self.offset,
-            penalty=rows.penalty(rho * rate * (1 - rate)),
-        )
+        rows, dtype = self.rows, self.data.dtype
         if self.solution is None or self.made != rows.made:
             W = np.zeros((len(self.labels), rows.Z.shape[1]), dtype)
-            b = np.log(rate / (1 - rate)) if self.offset is None else np.zeros(len(W))
-            b = b.astype(dtype)
+            start = np.log(self.rate / (1 - self.rate))
+            b = (start if self.offset is None else np.zeros(len(W))).astype(dtype)
         else:
             W, b = self.solution.W, self.solution.b
-        self.solution = solve(problem, W, b, objective.tol, objective.max_iter)
+        weight = rows.weight.astype(dtype)
+        tolerance = rows.objective.tol * base_rate_loss(self.Y, weight)
+        self.solution = minimise(
+            self._batch(W, b, weight, rho), tolerance, rows.objective.max_iter
+        )
         self.made = rows.made
         return self.solution
+
+    def _batch(self, W: np.ndarray, b: np.ndarray, weight: np.ndarray, rho: np.ndarray) -> Batch:
+        rows = self.rows
+        margin = margins(rows.Z, W, b, self.offset)
+        if rows.squares is None:
+            penalty = rows.penalty(rho * self.rate * (1 - self.rate))
+            return LogisticBatch(rows.Z, self.Y, weight, margin, W, b, penalty)
+        penalty = rows.penalty(np.zeros_like(rho))
+        strength = rho.astype(W.dtype)
+        return GaussianBatch(
+            rows.Z, self.Y, weight, margin, W, b, rows.squares, strength, penalty
+        )
 
     def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
         """D (k, d) and b (k,), W0 and b0 apart."""
