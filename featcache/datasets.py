@@ -47,9 +47,11 @@ def hold_out(ids: np.ndarray, validation: str) -> np.ndarray:
             raise InputError(
                 f"--validation {validation!r} is neither a number nor an existing file of ids"
             ) from None
-        if not (0 < amount < 1 or amount.is_integer()) or amount < 0:
+        whole = amount >= 0 and amount.is_integer()
+        if not (whole or 0 < amount < 1):
             raise InputError(
-                f"--validation {validation}: give a whole number of images or a share between 0 and 1"
+                f"--validation {validation}: give a whole number of images, a share below 1, "
+                "or a file of ids"
             )
         count = round(amount * len(ids)) if amount < 1 else int(amount)
         hashes = np.array([generator("hold-out", i).bit_generator.random_raw() for i in ids])

@@ -25,20 +25,6 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Replace a file, or make it: a reader, or whoever comes after a kill, finds all or nothing.
-
-    The bytes go to ``NAME.new`` beside it first, which a kill may leave behind.
-    """
-    new = path.with_name(path.name + ".new")
-    with open(new, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
-    sync(path.parent)
-
-
 def explained(error: OSError, path: Path, nbytes: int) -> Exception:
     """`error`, or if it says that there is no room: one line that says how much is needed."""
     if error.errno not in _NO_ROOM:

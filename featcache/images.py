@@ -21,7 +21,7 @@ EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 )
 # Pillow goes by content, not by ending, and knows formats that run other programs (EPS).
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # What Pillow's decoders are known to raise on damaged bytes.
 DECODE_ERRORS = (
     OSError,

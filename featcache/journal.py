@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.disk import sync, write_atomically
+from featcache.atomic import write_atomically
+from featcache.disk import sync
 from featcache.errors import InputError
 
 _SHOWN = 32  # characters of a value in a message

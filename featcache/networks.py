@@ -181,11 +181,9 @@ def resolve_device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"--device {device!r} is unknown; use auto, cpu or cuda") from error
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices; "
-            "use --device cpu"
-        )
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if chosen.type == "cuda" and (chosen.index or 0) >= count:
+        raise InputError(f"--device {device}: torch sees {count} CUDA devices; use --device cpu")
     return chosen
 
 

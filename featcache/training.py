@@ -216,7 +216,7 @@ class Trainer:
         Raises
         ------
         InputError
-            If the loss is not finite: names the images of the batch.
+            If the loss is not finite (names the images of the batch), or none of them is readable.
         """
         config, state = self.config, self.state
         # Chance inside the network (dropout, stochastic depth) is a function of the step.
@@ -228,8 +228,11 @@ class Trainer:
         for row, reason in zip(batch.rows, batch.reasons, strict=True):
             if reason is not None:
                 self.state.unreadable[str(self.data.train.ids[row])] = reason
-        if readable.sum() < 2:
-            return math.nan
+        if not readable.any():
+            raise InputError(
+                f"{config.images}: no image of a batch of {len(readable)} can be read "
+                f"({self.data.train.ids[batch.rows[0]]}: {batch.reasons[0]}); check the files"
+            )
         rows = batch.rows[readable]
         logits = self.forward(batch.pixels[torch.from_numpy(readable), 0])
         loss = summed_loss(logits, self.targets(rows, self.device), config.smoothing).mean()
@@ -301,9 +304,8 @@ class Trainer:
         for batch in batches.loader(images, order, config.workers, self.device):
             loss = self.step(batch)
             state.step += 1
-            if math.isfinite(loss):
-                state.loss_sum += loss
-                state.loss_count += 1
+            state.loss_sum += loss
+            state.loss_count += 1
             mean = state.loss_sum / max(1, state.loss_count)
             progress.advance(per_step, f"epoch {state.epoch + 1}/{config.epochs}, loss {mean:.3f}")
             now = time.monotonic()

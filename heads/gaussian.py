@@ -1,16 +1,21 @@
 """What is the logistic loss expected to be when its margin is normal?
 
-With s^2 = v, nodes x_j > 0 and weights w_j of a symmetric rule of the standard
-normal distribution (sum of w_j = 1/2),
+With s^2 = v, two rules, each a sum of convex functions of (mu, s) with positive
+weights, so that each is jointly convex like the integral; E sigma is the derivative
+by mu, h twice that by v, and h = E sigma' up to the error of the rule, 1e-6.
 
-    E softplus(mu + s x) = sum_j w_j (softplus(mu + s x_j) + softplus(mu - s x_j)),
-    E sigma = 1/2 + sinh(mu) sum_j w_j / (cosh mu + cosh s x_j)             (d/d mu),
-    h       = sum_j w_j x_j (sinh(s x_j) / s) / (cosh mu + cosh s x_j)      (2 d/d v),
+v <= 16: nodes x_j > 0, weights w_j of a symmetric rule of the normal distribution,
 
-and h is E sigma' up to the error of the rule. The nodes are equally spaced: for a
-smooth, decaying integrand that is far better than Gauss-Hermite nodes once v
-is large, and cosh, sinh follow from node to node by the addition theorem. All
-weights being positive, the sum is jointly convex in mu and s, like the integral.
+    E sigma = 1/2 + sinh(mu) sum_j w_j / (cosh mu + cosh s x_j),
+    h       = sum_j w_j x_j (sinh(s x_j) / s) / (cosh mu + cosh s x_j).
+
+The nodes are equally spaced, which for a smooth, decaying integrand beats
+Gauss-Hermite, and cosh, sinh follow from node to node by the addition theorem.
+
+v > 16: sigma is the distribution function of the logistic law. With nodes l_j and
+weights q_j of its Gauss rule, F and f the normal distribution and density,
+
+    E sigma = sum_j q_j F((mu + l_j) / s),    h = sum_j q_j f((mu + l_j) / s) / s.
 """
 
 from __future__ import annotations
@@ -18,16 +23,19 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+from scipy.linalg import eigh_tridiagonal
+from scipy.special import ndtr
 
 from heads.newton import RowBatch, dot, margins
 
-_REACH = 5.2  # of the nodes, in standard deviations
-_STEP = 1.3  # between nodes, in margins: error 1e-6
-_WIDEST = 0.7  # between nodes, in standard deviations
-_PAIRS = (8, 12, 16, 24, 32, 48, 64)
-_LARGEST = 256.0  # variance, so that cosh of the last node is finite in float32
-_CLIP = 85.0  # of the margin, for the same reason
-_BLOCK = 1 << 13  # entries that are worked on at once
+_REACH = 5.2  # of the normal nodes, in standard deviations
+_STEP = 1.3  # between normal nodes, in margins
+_WIDEST = 0.7  # between normal nodes, in standard deviations
+_PAIRS = (8, 12, 16)
+_LARGE = 16.0  # variance from which on the logistic rule is used
+_LOGISTIC_NODES = 8
+_CLIP = 85.0  # of the margin, so that cosh is finite in float32
+_BLOCK = 1 << 13  # entries that are worked on at once: they stay in the processor's cache
 
 
 @cache
@@ -41,10 +49,17 @@ def normal_rule(pairs: int) -> tuple[float, np.ndarray, np.ndarray]:
     return step, step * nodes, weights
 
 
-def pairs_for(variance: float) -> int:
-    """Pairs of nodes that keep the error near 1e-6 up to this variance (256 at most)."""
-    step = min(_WIDEST, _STEP / np.sqrt(max(variance, 1e-30)))
-    return next((pairs for pairs in _PAIRS if pairs * step >= _REACH), _PAIRS[-1])
+@cache
+def logistic_rule() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of the Gauss rule of the logistic law.
+
+    Its orthogonal polynomials have the recurrence coefficients pi^2 n^4 / (4 n^2 - 1).
+    """
+    n = np.arange(1, _LOGISTIC_NODES)
+    nodes, vectors = eigh_tridiagonal(
+        np.zeros(_LOGISTIC_NODES), np.pi * n**2 / np.sqrt(4.0 * n**2 - 1)
+    )
+    return nodes, vectors[0] ** 2
 
 
 def expected_sigmoid(margin: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -53,28 +68,44 @@ def expected_sigmoid(margin: np.ndarray, variance: np.ndarray) -> tuple[np.ndarr
     Parameters
     ----------
     margin, variance : (k, n)
-        Variances are taken as at most 256.
     """
     mean, curvature = np.empty_like(margin), np.empty_like(margin)
-    pairs = pairs_for(float(variance.max(initial=0)))
     rows = max(1, _BLOCK // max(1, margin.shape[1]))
     for start in range(0, len(margin), rows):
         at = slice(start, start + rows)
-        _expect(margin[at], variance[at], pairs, mean[at], curvature[at])
+        _by_normal_rule(margin[at], variance[at], mean[at], curvature[at])
+        large = variance[at] > _LARGE
+        if large.any():
+            mean[at][large], curvature[at][large] = _by_logistic_rule(
+                margin[at][large], variance[at][large]
+            )
     return mean, curvature
 
 
-def _expect(
-    margin: np.ndarray,
-    variance: np.ndarray,
-    pairs: int,
-    mean: np.ndarray,
-    curvature: np.ndarray,
-) -> None:
-    """Fill `mean` and `curvature`; few enough entries to stay in the processor's cache."""
+def _by_logistic_rule(margin: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     real = margin.dtype.type
+    s = np.sqrt(variance)
+    mean, density = np.zeros_like(margin), np.zeros_like(margin)
+    for node, weight in zip(*logistic_rule(), strict=True):
+        z = (margin + real(node)) / s
+        mean += real(weight) * ndtr(z)
+        z *= z
+        z *= real(-0.5)
+        density += real(weight) * np.exp(z)
+    density /= s * real(np.sqrt(2 * np.pi))
+    return mean, density
+
+
+def _by_normal_rule(
+    margin: np.ndarray, variance: np.ndarray, mean: np.ndarray, curvature: np.ndarray
+) -> None:
+    """Fill `mean` and `curvature`; variances beyond the rule's reach count as its largest."""
+    real = margin.dtype.type
+    largest = min(float(variance.max(initial=0)), _LARGE)
+    step = min(_WIDEST, _STEP / np.sqrt(max(largest, 1.0)))
+    pairs = next((pairs for pairs in _PAIRS if pairs * step >= _REACH), _PAIRS[-1])
     step, nodes, weights = normal_rule(pairs)
-    s = np.sqrt(np.clip(variance, np.finfo(real).eps, _LARGEST))
+    s = np.sqrt(np.clip(variance, np.finfo(real).eps, _LARGE))
     mu = np.clip(margin, -_CLIP, _CLIP)
     cosh_mu = np.cosh(mu)
     half = s * real(step / 2)
