@@ -13,9 +13,17 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from featcache.errors import MissingExtra
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, like those of :func:`run`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where help is; exit status 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def option(default: Any, help: str, **extra: Any) -> Any:

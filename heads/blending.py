@@ -15,7 +15,8 @@ from heads.inputs import Matrix, check_scores, check_truth
 
 _TINY = 1e-6  # probabilities are kept this far from 0 and 1 before taking logits
 _SIMPLEX_STEPS = 300
-_SIMPLEX_TOL = 1e-7
+_SIMPLEX_TOL = 1e-6  # of the loss
+_SMALLEST_RATE = 1e-6  # of the first one; steps that short drown in rounding
 
 
 class Blend(BaseEstimator):
@@ -139,13 +140,15 @@ class Blend(BaseEstimator):
         if self.average == "probability":
             return p
         if self.average == "logit":
-            clipped: np.ndarray = logit(np.clip(p, _TINY, 1 - _TINY, dtype=p.dtype))
+            # float16 has no number between 1 - _TINY and 1.
+            p = p.astype(np.promote_types(p.dtype, np.float32), copy=False)
+            clipped: np.ndarray = logit(np.clip(p, _TINY, 1 - _TINY))
             return clipped
         raise ValueError(f"average is {self.average!r}; expected probability or logit")
 
     def _probability(self, average: np.ndarray) -> np.ndarray:
         if self.average == "probability":
-            return average
+            return np.minimum(average, 1)  # rounded weights may add up to a little more
         probability: np.ndarray = expit(average)
         return probability
 
@@ -205,7 +208,8 @@ def _simplex(
 
     d loss / d w_m = mean (p - y) / (p (1 - p)) dp/ds s_m, where dp/ds is 1 for averaged
     probabilities and p (1 - p) for logits. Kivinen and Warmuth (1997); the step is
-    halved whenever the loss would rise.
+    halved whenever the loss would rise. The loss is convex, hence at most
+    max_m g' (w - e_m) above its minimum, which tells when to stop.
     """
     y = truth.toarray()
     known = np.ones(y.shape, bool)
@@ -224,18 +228,19 @@ def _simplex(
 
     weights = np.full(len(scores), 1 / len(scores))
     value, gradient = loss(weights)
-    rate = 1.0 / max(np.abs(gradient).max(), 1e-12)
+    # What all models have in common in the gradient does not matter, however large it is.
+    rate = 1.0 / max(float(np.ptp(gradient)), 1e-12)
+    smallest = _SMALLEST_RATE * rate
     for _ in range(_SIMPLEX_STEPS):
+        if rate < smallest or weights @ gradient - gradient.min() <= _SIMPLEX_TOL * value:
+            break
         candidate = weights * np.exp(-rate * (gradient - gradient.min()))
         candidate /= candidate.sum()
         new_value, new_gradient = loss(candidate)
         if new_value > value:
             rate /= 2
             continue
-        converged = value - new_value < _SIMPLEX_TOL * abs(value)
         weights, value, gradient = candidate, new_value, new_gradient
-        if converged:
-            break
         rate *= 1.2
     weights[weights < 1e-4] = 0.0
     return weights / weights.sum()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from featcache import __version__
-from featcache.console import add_options, from_arguments, run
+from featcache.console import Parser, add_options, from_arguments, run
 from heads import commands
 from heads.commands import BlendConfig, FitConfig
 
@@ -37,6 +37,8 @@ def _fit(arguments: argparse.Namespace) -> None:
         ):
             mark = "  <- chosen" if w == facts["source_weight"] else ""
             print(f"{w:9.4g}  {t:.4f}  {s:.4f}{mark}")
+    for warning in facts["warnings"]:
+        print(f"note: {warning}")
     print(
         f"{arguments.out}: {facts['method']} head, out-of-fold F{facts['beta']:g} "
         f"{facts['score']:.4f} at cut {facts['threshold']:.4f}"
@@ -45,7 +47,7 @@ def _fit(arguments: argparse.Namespace) -> None:
 
 def _blend(arguments: argparse.Namespace) -> None:
     stored = commands.blend(from_arguments(BlendConfig, arguments, heads=arguments.heads))
-    for name, weight in stored.provenance["weights"].items():
+    for name, weight in zip(stored.model_names, stored.blend.weights_, strict=True):
         print(f"{weight:7.3f}  {name}")
     print(
         f"{arguments.out}: {len(stored.models)} of {len(arguments.heads)} heads, "
@@ -72,7 +74,7 @@ def _score(arguments: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="heads",
         description="Fit, blend and apply linear heads on cached embeddings.",
         epilog=EPILOG,

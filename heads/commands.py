@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import platform
-import shlex
-import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from scipy.sparse import csr_matrix
 
 from featcache import FeatureCache
 from featcache.annotations import read_labels, read_submission, write_labels
-from featcache.console import option, required
+from featcache.console import command_line, option, required
 from heads.blending import Blend
 from heads.decisions import best_global_threshold
 from heads.domains import TwoDomainCV
@@ -66,11 +65,6 @@ class BlendConfig:
     )
     average: str = option("probability", "what is averaged", choices=("probability", "logit"))
     overwrite: bool = option(False, "replace an existing file")
-
-
-def command() -> str:
-    """The command line of this process, to make a result again."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _versions() -> dict[str, str]:
@@ -149,23 +143,26 @@ def fit(config: FitConfig) -> Head:
         rows |= {"coef_init": None, "intercept_init": None}
     oof: dict[str, OutOfFold] = {}
     facts: dict[str, Any] = {}
-    if config.source:
-        source = FeatureCache(config.source)
-        _refuse_mismatch(cache, source)
-        source = sampled(source, config.source_rows, config.seed)
-        source_rows = source.training()
-        fitted = _fit_both(config, estimator, rows, source_rows)
-        estimator = fitted.estimator_
-        scores = fitted.oof_predict_proba_
-        oof["source"] = held_out(source, fitted.source_oof_predict_proba_, source_rows)
-        facts = {
-            "source_weight": fitted.source_weight_,
-            "source_score": fitted.source_score_,
-            "pareto": {key: value.tolist() for key, value in fitted.pareto_.items()},
-        }
-    else:
-        estimator.fit(**rows)
-        scores = estimator.oof_predict_proba_
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if config.source:
+            source = FeatureCache(config.source)
+            _refuse_mismatch(cache, source)
+            source = sampled(source, config.source_rows, config.seed)
+            source_rows = source.training()
+            fitted = _fit_both(config, estimator, rows, source_rows)
+            estimator = fitted.estimator_
+            scores = fitted.oof_predict_proba_
+            oof["source"] = held_out(source, fitted.source_oof_predict_proba_, source_rows)
+            facts = {
+                "source_weight": fitted.source_weight_,
+                "source_score": fitted.source_score_,
+                "pareto": {key: value.tolist() for key, value in fitted.pareto_.items()},
+            }
+        else:
+            estimator.fit(**rows)
+            scores = estimator.oof_predict_proba_
+    facts["warnings"] = sorted({str(warning.message) for warning in caught})
     target = oof["target"] = held_out(cache, scores, rows)
     threshold, score = best_global_threshold(
         scores, target.Y, config.beta, target.mask, missed=target.missed
@@ -179,7 +176,7 @@ def fit(config: FitConfig) -> Head:
         oof=oof,
         provenance=facts
         | {
-            "command": command(),
+            "command": command_line("heads fit", config, config.cache),
             "versions": _versions(),
             "cache": str(config.cache),
             "source": config.source,
@@ -203,6 +200,11 @@ def _refuse_mismatch(cache: FeatureCache, source: FeatureCache) -> None:
         raise ValueError(
             f"{source.path}: has the views {list(source.views)}, but {cache.path} has "
             f"{list(cache.views)}; extract both with the same --views"
+        )
+    if not np.array_equal(cache.classes, source.classes):
+        raise ValueError(
+            f"{source.path}: its {len(source.classes)} classes are not the "
+            f"{len(cache.classes)} of {cache.path}, in their order; make both with the same classes"
         )
 
 
@@ -260,7 +262,7 @@ def blend(config: BlendConfig) -> StoredBlend:
     fitted.fit(scores, target.Y, target.mask, target.missed)
     P = fitted.predict_proba(scores)
     used = np.flatnonzero(fitted.weights_ > 0)
-    weights = {Path(config.heads[m]).name: float(fitted.weights_[m]) for m in used}
+    weights = fitted.weights_.tolist()
     # Models of weight 0 are not needed at prediction, nor are their caches.
     fitted.weights_ = fitted.weights_[used]
     for m in used:
@@ -271,7 +273,7 @@ def blend(config: BlendConfig) -> StoredBlend:
         model_names=[str(config.heads[m]) for m in used],
         oof={"target": replace(target, proba=P)},
         provenance={
-            "command": command(),
+            "command": command_line("heads blend", config, *config.heads),
             "versions": _versions(),
             "heads": [str(path) for path in config.heads],
             "weights": weights,
@@ -286,19 +288,23 @@ def _load_head(path: str) -> Head:
     content = load(path)
     if not isinstance(content, Head):
         raise ValueError(f"{path}: is a blend; give heads")
+    if "target" not in content.oof:
+        raise ValueError(f"{path}: has no out-of-fold scores; make it with `heads fit`")
     return content
 
 
 def _in_order(path: str, oof: OutOfFold, ids: np.ndarray, first: str) -> np.ndarray:
+    if np.array_equal(oof.ids, ids):
+        return oof.proba
+    for have, lack, there, here in ((ids, oof.ids, first, path), (oof.ids, ids, path, first)):
+        missing = np.setdiff1d(have, lack)
+        if len(missing):
+            raise ValueError(
+                f"{here}: has no out-of-fold score of {str(missing[0])!r}, which {there} has; "
+                "fit all heads on the same images"
+            )
     row = {image_id: r for r, image_id in enumerate(oof.ids.tolist())}
-    try:
-        order = [row[i] for i in ids.tolist()]
-    except KeyError as error:
-        raise ValueError(
-            f"{path}: has no out-of-fold score of {error}, which {first} has; "
-            "fit all heads on the same images"
-        ) from None
-    return oof.proba[order]
+    return oof.proba[[row[i] for i in ids.tolist()]]
 
 
 # -------------------------------------------------------------- predict and score

@@ -80,14 +80,18 @@ class TwoDomainCV(BaseEstimator):
         Raises
         ------
         ValueError
-            If the domains disagree in views, features or labels.
+            If the domains disagree in views, features or labels, or a weight is negative.
         """
         X_val, Y_val = source
-        if X.shape[1:] != X_val.shape[1:] or Y.shape[1] != Y_val.shape[1]:
+        rows_differ = len(X) != Y.shape[0] or len(X_val) != Y_val.shape[0]
+        if rows_differ or X.shape[1:] != X_val.shape[1:] or Y.shape[1:] != Y_val.shape[1:]:
             raise ValueError(
                 f"target X {X.shape}, Y {Y.shape} and source X {X_val.shape}, Y {Y_val.shape} "
-                "must agree in views, features and labels"
+                "must agree in rows, each in itself, and in views, features and labels"
             )
+        weights = [float(w) for w in self.source_weights]
+        if not weights or not all(0 <= w < np.inf for w in weights):
+            raise ValueError(f"source_weights is {weights}; expected numbers >= 0, at least one")
         n, m = len(X), len(X_val)
         both = {
             "X": np.concatenate([X, X_val]),
@@ -98,7 +102,7 @@ class TwoDomainCV(BaseEstimator):
         start = {"coef_init": coef_init, "intercept_init": intercept_init}
         beta = self.estimator.beta
         fits, rows = [], []
-        for w in self.source_weights:
+        for w in weights:
             head = clone(self.estimator)
             if w > 0:
                 weight = np.r_[np.ones(n), np.full(m, w * n / m)]
@@ -160,8 +164,9 @@ class TwoDomainCV(BaseEstimator):
 
 
 def _score(P: np.ndarray, Y: Any, mask: Any, beta: float) -> float:
-    truth, unknown = check_truth(Y, mask, P.shape)
-    return best_global_threshold(P, truth, beta, unknown)[1]
+    truth, unknown = check_truth(Y, mask, P.shape, soft=True)
+    # Soft targets count as true from 1/2 on.
+    return best_global_threshold(P, truth >= 0.5, beta, unknown)[1]
 
 
 def _stack(Y: Any, Y_val: Any) -> Any:

@@ -48,8 +48,13 @@ class Predictor:
         content = load(path)
         models = content.models if isinstance(content, StoredBlend) else [content]
         matched = [_matching(path, by_network, model.network_id) for model in models]
+        if isinstance(content, Head) and "threshold" not in content.provenance:
+            raise ValueError(f"{path}: has no threshold to cut at; make it with `heads fit`")
         for model, cache in zip(models, matched, strict=True):
-            model.complete(cache.weight)
+            try:
+                model.complete(cache.weight)
+            except ValueError as error:
+                raise ValueError(f"{cache.path}: {error}") from None
         for cache in matched[1:]:
             if not np.array_equal(cache.ids, matched[0].ids):
                 raise ValueError(

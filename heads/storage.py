@@ -41,6 +41,8 @@ ESTIMATORS = {
 }
 # Kept in places of their own, or a function of others.
 _APART = frozenset({"coef_", "coef_init_", "cv_results_", "calibration_", "classes_"})
+# What reading a file raises in which something is missing, cut off or of another shape.
+_DAMAGE = (KeyError, IndexError, TypeError, ValueError, OSError)
 
 
 @dataclass
@@ -195,19 +197,19 @@ def load(path: str | os.PathLike[str]) -> Head | StoredBlend:
         reason = "no such file" if not os.path.exists(path) else f"not an HDF5 file ({error})"
         raise ValueError(f"{path}: {reason}; give a file made by `heads fit` or `blend`") from error
     with file:
-        kind = file.attrs.get("kind")
-        if kind not in ("head", "blend"):
+        kind, version = file.attrs.get("kind"), file.attrs.get("format")
+        if kind not in ("head", "blend") or version is None:
             raise ValueError(
                 f"{path}: no head or blend; give a file of `heads fit` or `heads blend`"
             )
-        if int(file.attrs["format"]) > FORMAT:
+        if version > FORMAT:
             raise ValueError(
-                f"{path}: format {file.attrs['format']}, this version reads up to {FORMAT}; upgrade"
+                f"{path}: format {version}, this version reads up to {FORMAT}; upgrade"
             )
         try:
             return _read_head(file) if kind == "head" else _read_blend(file)
-        except KeyError as error:
-            raise ValueError(f"{path}: damaged: {error}") from error
+        except _DAMAGE as error:
+            raise ValueError(f"{path}: damaged ({error}); make or copy it again") from error
 
 
 # ------------------------------------------------------------------------ heads
