@@ -18,7 +18,6 @@ from featcache.arrays import as_features, as_labels, as_reasons, as_views, with_
 from featcache.contents import CacheContents, Names
 from featcache.disk import hash_ranges
 from featcache.errors import InputError
-from featcache.summary import summary
 
 
 class FeatureCache:
@@ -385,10 +384,6 @@ class FeatureCache:
                 block = np.asarray(source[start:stop]).reshape(stop - start, *shape[1:])
                 out.write(start, block, whys[start:stop])
             return FeatureCache(out.finish())
-
-    def summary(self) -> str:
-        """What is inside, on one screen."""
-        return summary(self)
 
     def __repr__(self) -> str:
         n, v, d = self.shape

@@ -12,6 +12,7 @@ from featcache.cache import FeatureCache
 from featcache.console import add_options, from_arguments, run
 from featcache.errors import MissingExtra
 from featcache.settings import ExtractionConfig, TrainingConfig
+from featcache.summary import summary
 
 EPILOG = """examples:
   featcache train --images train/ --labels train_human_labels.csv \\
@@ -45,12 +46,12 @@ def _extract(arguments: argparse.Namespace) -> None:
     _with_torch()
     from featcache.extraction import extract
 
-    print(FeatureCache(extract(from_arguments(ExtractionConfig, arguments))).summary())
+    print(summary(FeatureCache(extract(from_arguments(ExtractionConfig, arguments)))))
 
 
 def _info(arguments: argparse.Namespace) -> None:
     for path in arguments.caches:
-        print(FeatureCache(path).summary())
+        print(summary(FeatureCache(path)))
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -208,8 +208,6 @@ def extract(config: ExtractionConfig) -> Path:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    if config.batch_size < 1:
-        raise InputError(f"--batch-size {config.batch_size}: give at least 1")
     embedder = Embedder.load(config)
     run = embedder.run
     recipe = Recipe(config.views, config.seed, config.view_count, run.preprocessing)
@@ -295,8 +293,7 @@ def _fill(
                 if stop.asked:
                     progress.clear()
                     raise Interrupted(
-                        f"stopped at {progress.done:,} of {n:,} images; "
-                        "the same command goes on from there"
+                        f"stopped at {start:,} of {n:,} images; the same command goes on from there"
                     )
                 clock = [time.monotonic()]
                 batch = next(source)

@@ -18,7 +18,9 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,8 @@ UNREADABLE = "unreadable_images.csv"
 LOG = "log.csv"
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.safetensors"
+FILES = (CONFIG, CLASSES, VALIDATION_IDS, MISSING, UNREADABLE, LOG, CHECKPOINT, WEIGHTS)
+FORMAT = 1  # of config.json
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,9 @@ class Run:
             If it is not the folder of a run that has weights.
         """
         root = Path(path)
-        if not (root / CONFIG).is_file():
-            raise InputError(f"{root}: no {CONFIG} there; give the --out of `featcache train`")
+        config = read_config(root)
         if not (root / WEIGHTS).is_file():
             raise InputError(f"{root}: no {WEIGHTS} yet; let `featcache train` reach an evaluation")
-        config = json.loads((root / CONFIG).read_text("utf-8"))
         names = read_descriptions(root / CLASSES)
         preprocessing = config["preprocessing"]
         return cls(
@@ -111,11 +113,59 @@ class Run:
         try:
             network.load_state_dict(safetensors.torch.load_file(weights))
         except (RuntimeError, safetensors.SafetensorError) as error:
-            reason = str(error).splitlines()[0]
             raise InputError(
-                f"{weights}: does not fit --arch {self.network.arch!r} ({reason})"
+                f"{weights}: does not fit --arch {self.network.arch!r} ({reason_of(error)})"
             ) from error
         return network.eval()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """``config.json`` of the folder of a run.
+
+    Raises
+    ------
+    InputError
+        If there is none, or it is not what training writes.
+    """
+    file = path / CONFIG
+    if not file.is_file():
+        raise InputError(f"{path}: no {CONFIG} there; give the --out of `featcache train`")
+    try:
+        config: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file}: damaged ({error}); train again with --overwrite") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise InputError(
+            f"{file}: not the format {FORMAT} that this version of featcache writes; "
+            "give the folder of a run, or train again into another --out"
+        )
+    return config
+
+
+def clear_leftovers(path: Path) -> None:
+    """Delete temporary files of a process that was killed while it wrote."""
+    for name in FILES:
+        for temporary in path.glob(f".{name}.*"):
+            temporary.unlink()
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of a message of somebody else's."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _serialising(path: Path) -> Iterator[Path]:
+    """Like ``replacing``, for libraries that report a full disk in exceptions of their own."""
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        free = shutil.disk_usage(path.parent).free
+        raise InputError(
+            f"{path}: cannot be written ({reason_of(error)}); the disk has {free:,} bytes free; "
+            "make room, then run the same command again"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -132,14 +182,18 @@ def write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
 
 def save_weights(path: Path, network: nn.Module) -> None:
     """The state dict as safetensors."""
-    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    with replacing(path) as temporary:
+    # Copies, since safetensors refuses tensors that share memory (tied weights).
+    state = {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in network.state_dict().items()
+    }
+    with _serialising(path) as temporary:
         safetensors.torch.save_file(state, temporary)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """A checkpoint, whole or not at all."""
-    with replacing(path) as temporary:
+    with _serialising(path) as temporary:
         torch.save(state, temporary)
 
 
@@ -155,6 +209,6 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         raise InputError(
-            f"{path}: not a readable checkpoint ({error}); train with --overwrite"
+            f"{path}: not a readable checkpoint ({reason_of(error)}); train with --overwrite"
         ) from error
     return state

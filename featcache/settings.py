@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from featcache.console import option, required
 from featcache.errors import InputError
 
+# Smallest values that make sense; a step needs two images for batch normalisation.
+LEAST_IN_TRAINING: dict[str, float] = {
+    "image_size": 1,
+    "epochs": 1,
+    "batch_size": 2,
+    "warmup_steps": 0,
+    "patience": 0,
+    "max_reductions": 0,
+    "clip": 0,
+    "workers": 0,
+    "threads": 0,
+    "checkpoint_minutes": 0,
+    "seed": 0,
+}
+LEAST_IN_EXTRACTION: dict[str, float] = {"batch_size": 1, "workers": 0, "threads": 0}
 PRECISIONS = ("auto", "bf16", "float32")
 UNLISTED = ("negative", "unknown")
 
@@ -73,6 +89,15 @@ class TrainingConfig:
     seed: int = option(0, "of weights, order and augmentation")
     overwrite: bool = option(False, "begin anew and replace an existing run")
 
+    def __post_init__(self) -> None:
+        _refuse_smaller(self, LEAST_IN_TRAINING)
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"--lr {self.lr}: give a positive number")
+        if not 0 < self.reduction < 1:
+            raise InputError(f"--reduction {self.reduction}: give a factor between 0 and 1")
+        if not 0 <= self.smoothing < 1:
+            raise InputError(f"--smoothing {self.smoothing}: give a share from 0 to below 1")
+
 
 # These may change between two sittings of one run without changing what it computes.
 CHANGEABLE = frozenset({"out", "overwrite", "workers", "checkpoint_minutes"})
@@ -106,6 +131,17 @@ class ExtractionConfig:
     threads: int = option(0, "threads of torch on a CPU; 0: as torch chooses")
     seed: int = option(0, "of the random views")
     overwrite: bool = option(False, "replace an existing cache")
+
+    def __post_init__(self) -> None:
+        _refuse_smaller(self, LEAST_IN_EXTRACTION)
+
+
+def _refuse_smaller(config: object, least: dict[str, float]) -> None:
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if not value >= bound:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} {value}: give at least {bound:g}")
 
 
 def parse_kwargs(pairs: list[str]) -> dict[str, Any]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from featcache.cache import FeatureCache
+from featcache.cache import FeatureCache
 
 _WIDTH = 88
 _REASONS = 3

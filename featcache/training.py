@@ -20,6 +20,7 @@ from featcache.annotations import Labels
 from featcache.console import Interrupted, Progress, StopRequest, duration
 from featcache.datasets import load_data
 from featcache.errors import InputError
+from featcache.journal import Lock
 from featcache.monitor import Score, TargetSource, summed_loss
 from featcache.networks import (
     NetworkSpec,
@@ -79,6 +80,7 @@ class Trainer:
         augmentation(config.augment, self.preprocessing)  # an unknown name is said now
         initialise_head(classifier(network, self.spec), self.data.train_labels)
         self.network = network.to(self.device).to(memory_format=self.spec.memory_format)
+        self._try_size()
         self.optimizer = self._optimizer()
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, "max", factor=config.reduction, patience=config.patience
@@ -108,10 +110,28 @@ class Trainer:
             raise InputError(f"--optimizer {c.optimizer!r}: {error}") from error
         return optimizer
 
+    def _try_size(self) -> None:
+        """A size of images that the network cannot take is said now."""
+        size = self.preprocessing.image_size
+        self.network.eval()
+        try:
+            with torch.inference_mode():
+                shape = tuple(self.forward(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"--arch {self.spec.arch!r} takes no images of {size} x {size} pixels "
+                f"({runs.reason_of(error)}); change --image-size or --model-kwargs"
+            ) from error
+        if shape != (1, self.spec.num_classes):
+            raise InputError(
+                f"--arch {self.spec.arch!r} makes outputs of shape {shape} of one image, expected "
+                f"(1, {self.spec.num_classes}); it must end in one linear layer"
+            )
+
     def resolved(self) -> dict[str, Any]:
         """``config.json``: what was asked for and what it became on this machine."""
         return {
-            "format": 1,
+            "format": runs.FORMAT,
             "config": asdict(self.config),
             "network": asdict(self.spec),
             "preprocessing": asdict(self.preprocessing),
@@ -134,22 +154,24 @@ class Trainer:
         Raises
         ------
         InputError
-            If the folder holds a run with other settings.
+            If the folder holds a run with other settings, or other files.
         """
-        old = self.path / runs.CONFIG
+        runs.clear_leftovers(self.path)
         if self.config.overwrite:
-            for name in (runs.CHECKPOINT, runs.WEIGHTS, runs.CONFIG):
+            # The configuration goes last: a folder without it is not known to be a run.
+            for name in reversed(runs.FILES):
                 (self.path / name).unlink(missing_ok=True)
-        elif old.is_file():
-            self._refuse_difference(json.loads(old.read_text("utf-8")))
+        elif (self.path / runs.CONFIG).is_file():
+            self._refuse_difference(runs.read_config(self.path))
             if (self.path / runs.CHECKPOINT).is_file():
                 self.load()
                 return not self.state.finished
-            return True
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif any(not item.name.startswith(".") for item in self.path.iterdir()):
             raise InputError(
                 f"{self.path}: not empty and not a run; give another --out or empty the folder"
             )
+        # And comes first, for the same reason.
+        runs.write_text(self.path / runs.CONFIG, json.dumps(self.resolved(), indent=1) + "\n")
         labels = self.data.train_labels
         names = labels.classes if labels.names is None else labels.names
         classes = zip(labels.classes, names, strict=True)
@@ -157,7 +179,6 @@ class Trainer:
         held_out = "".join(f"{i}\n" for i in self.data.validation.ids)
         runs.write_text(self.path / runs.VALIDATION_IDS, held_out)
         runs.write_text(self.path / runs.MISSING, "".join(f"{i}\n" for i in self.data.missing))
-        runs.write_text(old, json.dumps(self.resolved(), indent=1) + "\n")
         return True
 
     def _refuse_difference(self, old: dict[str, Any]) -> None:
@@ -172,7 +193,16 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """Write the checkpoint and the files that follow from the state."""
+        """Write the files that follow from the state, then the checkpoint.
+
+        In this order, because nobody writes the former again once the latter says "finished".
+        """
+        if self.state.log:
+            log = [tuple(row.values()) for row in self.state.log]
+            runs.write_rows(self.path / runs.LOG, [tuple(self.state.log[0]), *log])
+        if self.state.unreadable:
+            bad = sorted(self.state.unreadable.items())
+            runs.write_rows(self.path / runs.UNREADABLE, [("image_id", "reason"), *bad])
         state = {
             "state": asdict(self.state),
             "network": self.network.state_dict(),
@@ -180,20 +210,26 @@ class Trainer:
             "plateau": self.plateau.state_dict(),
         }
         runs.save_checkpoint(self.path / runs.CHECKPOINT, state)
-        if self.state.log:
-            log = [tuple(row.values()) for row in self.state.log]
-            runs.write_rows(self.path / runs.LOG, [tuple(self.state.log[0]), *log])
-        if self.state.unreadable:
-            bad = sorted(self.state.unreadable.items())
-            runs.write_rows(self.path / runs.UNREADABLE, [("image_id", "reason"), *bad])
 
     def load(self) -> None:
-        """Take up the checkpoint."""
-        saved = runs.load_checkpoint(self.path / runs.CHECKPOINT, self.device)
-        self.state = State(**saved["state"])
-        self.network.load_state_dict(saved["network"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.plateau.load_state_dict(saved["plateau"])
+        """Take up the checkpoint.
+
+        Raises
+        ------
+        InputError
+            If it is damaged or of another network.
+        """
+        path = self.path / runs.CHECKPOINT
+        saved = runs.load_checkpoint(path, self.device)
+        try:
+            self.state = State(**saved["state"])
+            self.network.load_state_dict(saved["network"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.plateau.load_state_dict(saved["plateau"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"{path}: does not fit this run ({runs.reason_of(error)}); train with --overwrite"
+            ) from error
 
     # -- training ------------------------------------------------------------------------
 
@@ -241,7 +277,8 @@ class Trainer:
             ids = " ".join(self.data.train.ids[rows][:8])
             raise InputError(
                 f"{self.path}: the loss is {value} at epoch {state.epoch}, step {state.step} "
-                f"(images {ids} ...); the last checkpoint is kept; lower --lr or set --clip"
+                f"(images {ids} ...); the last checkpoint is kept; begin anew (--overwrite or "
+                "another --out) with a lower --lr or with --clip"
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -321,18 +358,36 @@ class Trainer:
         progress.clear()
         self.save()
         done = self.state.epoch * self.steps + self.state.step
+        without = " without --overwrite" if self.config.overwrite else ""
         raise Interrupted(
             f"stopped at step {done:,} of {self.config.epochs * self.steps:,}, checkpoint in "
-            f"{self.path}; the same command goes on from there"
+            f"{self.path}; the same command{without} goes on from there"
         )
 
     def _end_epoch(self, progress: Progress) -> None:
-        """Evaluate, keep the best weights, reduce the learning rate or stop, save."""
+        """Evaluate, keep the best weights, reduce the learning rate or stop, save.
+
+        Raises
+        ------
+        InputError
+            If no training image could be read, or the validation loss is not finite.
+        """
         state, config = self.state, self.config
         rate = progress.rate
         progress.clear()
+        if not state.loss_count:
+            raise InputError(
+                f"{config.images}: not two training images of any batch can be read "
+                f"({'; '.join(list(state.unreadable.values())[:1])}); check the files"
+            )
         result = self.evaluate()
-        train_loss = state.loss_sum / max(1, state.loss_count)
+        if not math.isfinite(result["loss"]):
+            raise InputError(
+                f"{self.path}: the validation loss is {result['loss']} after epoch "
+                f"{state.epoch + 1}; the last checkpoint is kept; begin anew (--overwrite or "
+                "another --out) with a lower --lr or with --clip"
+            )
+        train_loss = state.loss_sum / state.loss_count
         lr = self.optimizer.param_groups[0]["lr"]
         state.epoch, state.step, state.loss_sum, state.loss_count = state.epoch + 1, 0, 0.0, 0
         state.log.append(
@@ -388,7 +443,17 @@ def train(config: TrainingConfig) -> Path:
     unbroken one on the same machine with the same number of threads.
     """
     trainer = Trainer(config)
-    data = trainer.data
+    trainer.path.mkdir(parents=True, exist_ok=True)
+    lock = Lock(trainer.path / ".lock", trainer.path)
+    try:
+        _train(trainer)
+    finally:
+        lock.release()
+    return trainer.path
+
+
+def _train(trainer: Trainer) -> None:
+    data, config = trainer.data, trainer.config
     print(
         f"{len(data.train):,} training and {len(data.validation):,} validation images, "
         f"{len(data.train_labels.classes):,} classes, {config.arch} at {config.image_size} px "
@@ -414,4 +479,3 @@ def train(config: TrainingConfig) -> Path:
         f"of {trainer.state.epoch}, {duration(trainer.state.seconds)} of training",
         flush=True,
     )
-    return trainer.path

@@ -103,6 +103,8 @@ def held_out(cache: FeatureCache, proba: np.ndarray, rows: dict[str, Any]) -> Ou
 
 def sampled(cache: FeatureCache, rows: int, seed: int) -> FeatureCache:
     """At most that many labelled, readable rows, in their order."""
+    if rows < 1:
+        raise ValueError(f"--source-rows {rows}: expected at least 1")
     ids = cache.ids if cache.labels is None else cache.ids[cache.valid & cache.labels.known]
     if len(ids) > rows:
         chosen = np.random.default_rng(seed).choice(len(ids), rows, replace=False)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from featcache import FeatureCache, InputError, Labels, layout
+from featcache.summary import summary
 from featcache.writing import CacheContents, CacheWriter
 
 IDS = ["a", "bé", "c", "d", "e"]
@@ -323,7 +324,7 @@ def test_opening_reads_no_features(tmp_path: Path) -> None:
         cache = FeatureCache(path)
         assert cache.shape == (1000, 1, 2_000_000)
         assert "1,000 images" in repr(cache)
-        assert cache.summary()
+        assert summary(cache)
         assert cache.select(["7", "8"]).x("eval")[:, -3:].tolist() == [[0, 0, 0], [0, 0, 0]]
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -586,7 +587,7 @@ def test_training_is_what_dictionaries_say(
 
 
 def test_summary_says_what_is_inside(cache: FeatureCache) -> None:
-    text = cache.summary()
+    text = summary(cache)
     for part in (
         str(cache.path),
         "resnet",
@@ -618,10 +619,10 @@ def test_summary_of_a_bare_cache_fits_a_screen(tmp_path: Path) -> None:
         reasons=[None if row % 2 else "truncated " * 50 for row in range(n)],
         provenance={f"key{i}": list(range(100)) for i in range(60)},
     )
-    lines = cache.summary().splitlines()
+    lines = summary(cache).splitlines()
     assert len(lines) <= 40
     assert max(map(len, lines[1:-1])) <= 100
-    assert "25 valid, 25 skipped" in cache.summary()
+    assert "25 valid, 25 skipped" in summary(cache)
     assert "heads predict" in lines[-1]
     assert "no labels" in repr(cache)
     assert os.sep in lines[0]
