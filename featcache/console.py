@@ -6,8 +6,10 @@ import argparse
 import dataclasses
 import os
 import shlex
+import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 import types
@@ -24,6 +26,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where help is; exit status 2."""
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+_REDRAW_SECONDS = 0.25
+_QUIET_SECONDS = 60.0
 
 
 def option(default: Any, help: str, **extra: Any) -> Any:
@@ -106,7 +112,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """A line with rate and time left, redrawn on a terminal, silent elsewhere.
+    """A line with rate and time left: redrawn on a terminal, elsewhere a new one every minute.
 
     Parameters
     ----------
@@ -125,7 +131,8 @@ class Progress:
         self._start_count, self._start = done, time.monotonic()
         self._stream = sys.stderr if stream is None else stream
         self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
-        self._drawn = 0.0
+        self._next = self._start + (0.0 if self._live else _QUIET_SECONDS)
+        self._drawn = False
 
     @property
     def rate(self) -> float:
@@ -140,13 +147,20 @@ class Progress:
         return f"{text}, {note}" if note else text
 
     def advance(self, count: int, note: str = "") -> None:
-        """Count finished units and redraw at most four times a second."""
+        """Count finished units and draw if it is time."""
         self.done += count
         now = time.monotonic()
-        if self._live and (now - self._drawn > 0.25 or self.done >= self.total):
-            self._drawn = now
-            self._stream.write("\r\x1b[K" + self.describe(note))
-            self._stream.flush()
+        if now < self._next and not (self._live and self.done >= self.total):
+            return
+        text = self.describe(note)
+        if self._live:
+            width = shutil.get_terminal_size().columns - 1
+            self._stream.write("\r\x1b[K" + text[:width])
+            self._next, self._drawn = now + _REDRAW_SECONDS, True
+        else:
+            self._stream.write(text + "\n")
+            self._next = now + _QUIET_SECONDS
+        self._stream.flush()
 
     def print(self, line: str) -> None:
         """A lasting line above the moving one."""
@@ -155,10 +169,10 @@ class Progress:
 
     def clear(self) -> None:
         """Take the moving line away."""
-        if self._live and self._drawn:
+        if self._drawn:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
-            self._drawn = 0.0
+            self._drawn = False
 
 
 class Interrupted(Exception):
@@ -166,12 +180,18 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While open, the first SIGINT or SIGTERM only asks for an end between two batches."""
+    """While open, the first SIGINT or SIGTERM only asks for an end between two batches.
+
+    Outside the main thread, where Python allows no handlers, it does nothing.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 

@@ -1,12 +1,33 @@
 """Fit, blend and cut dropout-regularised linear and logistic heads on image embeddings."""
 
-from heads.blending import Blend
-from heads.decisions import GlobalThreshold
-from heads.domains import TwoDomainCV
-from heads.folds import MultilabelGroupKFold
-from heads.logistic import DropoutLogistic, DropoutLogisticCV
-from heads.metrics import bootstrap_interval, fbeta_per_image, mean_fbeta
-from heads.ridge import DropoutRidge, DropoutRidgeCV
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from heads.blending import Blend
+    from heads.decisions import GlobalThreshold
+    from heads.domains import TwoDomainCV
+    from heads.folds import MultilabelGroupKFold
+    from heads.logistic import DropoutLogistic, DropoutLogisticCV
+    from heads.metrics import bootstrap_interval, fbeta_per_image, mean_fbeta
+    from heads.ridge import DropoutRidge, DropoutRidgeCV
+
+# Names are imported when first used: scikit-learn alone takes most of a second to load.
+_HOMES = {
+    "Blend": "blending",
+    "DropoutLogistic": "logistic",
+    "DropoutLogisticCV": "logistic",
+    "DropoutRidge": "ridge",
+    "DropoutRidgeCV": "ridge",
+    "GlobalThreshold": "decisions",
+    "MultilabelGroupKFold": "folds",
+    "TwoDomainCV": "domains",
+    "bootstrap_interval": "metrics",
+    "fbeta_per_image": "metrics",
+    "mean_fbeta": "metrics",
+}
 
 __all__ = [
     "Blend",
@@ -21,3 +42,15 @@ __all__ = [
     "fbeta_per_image",
     "mean_fbeta",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'heads' has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"heads.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,324 @@
+"""The blend against selectors that try everything, and against grids of weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
+from scipy.special import expit, logit
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from heads.blending import Blend
+from heads.decisions import GlobalThreshold
+from heads.metrics import mean_fbeta
+
+SETTINGS = settings(derandomize=True, deadline=None, database=None, max_examples=60)
+METHODS = ("greedy", "simplex", "uniform")
+AVERAGES = ("probability", "logit")
+
+
+def models(
+    seed: int, noise: tuple[float, ...] = (1.0, 1.5, 2.0), n: int = 60, K: int = 5
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Probabilities of a model for each strength of noise, and the truth they are about."""
+    rng = np.random.default_rng(seed)
+    Y = (rng.random((n, K)) < 0.3).astype(float)
+    return [expit(3 * Y - 2 + s * rng.normal(size=Y.shape)) for s in noise], Y
+
+
+def averaged(P: list[np.ndarray], weights: np.ndarray, average: str) -> np.ndarray:
+    """The blend from its definition."""
+    if average == "probability":
+        return sum(w * p for w, p in zip(weights, P, strict=True))
+    return expit(sum(w * logit(p) for w, p in zip(weights, P, strict=True)))
+
+
+def best_cut(
+    P: np.ndarray,
+    Y: np.ndarray,
+    mask: np.ndarray | None = None,
+    missed: np.ndarray | float = 0,
+    beta: float = 2,
+) -> float:
+    """The best mean F-beta over all thresholds, each tried on its own."""
+    known = np.ones(Y.shape, bool) if mask is None else ~mask
+    best = 0.0
+    for threshold in (np.inf, *np.unique(P)):
+        chosen = (threshold <= P) & known
+        right = (chosen & (Y == 1)).sum(1)
+        below = beta**2 * ((Y * known).sum(1) + missed) + chosen.sum(1)
+        values = np.where(below > 0, (1 + beta**2) * right / np.maximum(below, 1e-300), 1)
+        best = max(best, float(values.mean()))
+    return best
+
+
+def log_loss(P: np.ndarray, Y: np.ndarray) -> float:
+    P = np.clip(np.asarray(P, float), 1e-6, 1 - 1e-6)
+    return -float(np.mean(np.where(Y > 0, np.log(P), np.log(1 - P))))
+
+
+# ------------------------------------------------------------------- greedy
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("partly", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_step_adds_the_model_that_helps_most(seed: int, partly: bool, average: str) -> None:
+    P, Y = models(seed, (1.3, 1.5, 1.7, 2.0), n=40, K=4)
+    rng = np.random.default_rng(50 + seed)
+    mask = rng.random(Y.shape) < 0.2 if partly else None
+    missed = rng.integers(0, 2, len(Y)) if partly else np.zeros(len(Y))
+    blend = Blend(average=average, max_steps=8, patience=4)
+    blend.fit(P, Y, mask=mask, missed=missed if partly else None)
+
+    def value(chosen: list[int]) -> float:
+        weights = np.bincount(chosen, minlength=len(P)) / len(chosen)
+        return best_cut(averaged(P, weights, average), Y, mask, missed)
+
+    steps, reached = blend.path_["model"].tolist(), blend.path_["score"]
+    for step, model in enumerate(steps):
+        candidates = [value([*steps[:step], m]) for m in range(len(P))]
+        assert reached[step] == pytest.approx(candidates[model], abs=1e-12)
+        assert candidates[model] >= max(candidates) - 1e-12
+    best = int(np.argmax(reached)) + 1
+    np.testing.assert_array_equal(
+        blend.weights_, np.bincount(steps[:best], minlength=len(P)) / best
+    )
+    assert blend.score_ == pytest.approx(max(reached), abs=1e-12)
+    # It goes on until it has found nothing better for `patience` steps.
+    assert len(steps) == min(8, best + 4)
+
+
+def test_the_order_of_models_does_not_matter() -> None:
+    P, Y = models(0, (1.0, 1.4, 1.6, 2.0), n=150)
+    order = np.array([2, 0, 3, 1])
+    for method in METHODS:
+        one = Blend(method=method).fit(P, Y)
+        other = Blend(method=method).fit([P[m] for m in order], Y)
+        assert other.score_ == pytest.approx(one.score_, abs=1e-9)
+        np.testing.assert_allclose(other.weights_, one.weights_[order], atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["greedy", "simplex"])
+def test_a_model_given_twice_changes_nothing(method: str) -> None:
+    P, Y = models(1, n=150)
+    once = Blend(method=method).fit(P, Y)
+    twice = Blend(method=method).fit([*P, P[0]], Y)
+    assert twice.score_ == pytest.approx(once.score_, abs=2e-3)
+    folded = twice.weights_[:3].copy()
+    folded[0] += twice.weights_[3]
+    np.testing.assert_allclose(folded, once.weights_, atol=1e-9 if method == "greedy" else 1e-2)
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("method", ["greedy", "simplex"])
+def test_a_useless_model_does_no_harm(method: str, average: str) -> None:
+    P, Y = models(2, n=400)
+    guesses = np.random.default_rng(9).random(Y.shape)
+    train, test = slice(0, 200), slice(200, 400)
+    without = Blend(method=method, average=average).fit([p[train] for p in P], Y[train])
+    with_it = Blend(method=method, average=average).fit([p[train] for p in [guesses, *P]], Y[train])
+    assert with_it.weights_[0] < 0.1
+    unseen = mean_fbeta(Y[test], without.predict([p[test] for p in P]))
+    assert mean_fbeta(Y[test], with_it.predict([p[test] for p in [guesses, *P]])) > unseen - 0.01
+
+
+def test_a_blend_beats_its_models() -> None:
+    P, Y = models(3, (1.5, 1.5, 1.5), n=300)
+    single = max(best_cut(p, Y) for p in P)
+    for method in METHODS:
+        assert Blend(method=method).fit(P, Y).score_ > single + 0.03
+
+
+# ------------------------------------------------------------------ simplex
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("likeness", [1.0, 0.1, 0.01, 0.001])
+@pytest.mark.parametrize("seed", range(4))
+def test_of_two_models_simplex_finds_the_bottom_of_a_grid(
+    seed: int, likeness: float, average: str
+) -> None:
+    # Models that are nearly one, too: what they have in common hides what to do.
+    rng = np.random.default_rng(seed)
+    Y = (rng.random((100, 6)) < 0.2).astype(float)
+    common = 2 * rng.normal(size=Y.shape) + 3 * Y - 2
+    P = [expit(common + likeness * s * rng.normal(size=Y.shape)) for s in (1.0, 1.5)]
+    blend = Blend(method="simplex", average=average).fit(P, Y)
+    grid = [log_loss(averaged(P, [w, 1 - w], average), Y) for w in np.linspace(0, 1, 201)]
+    assert log_loss(averaged(P, blend.weights_, average), Y) <= min(grid) * (1 + 2e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_simplex_is_no_worse_than_the_mean_and_the_best_model(dtype: type) -> None:
+    for seed, noise in enumerate([(0.5, 2.0, 3.0), (1.0, 1.0, 1.1), (0.2, 4.0, 4.0)]):
+        P, Y = models(seed, noise, n=100)
+        P = [p.astype(dtype) for p in P]
+        for average in AVERAGES:
+            blend = Blend(method="simplex", average=average).fit(P, Y)
+            loss = log_loss(blend.predict_proba(P), Y)
+            uniform = Blend(method="uniform", average=average).fit(P, Y)
+            assert loss <= log_loss(uniform.predict_proba(P), Y) + 1e-5
+            assert loss <= min(log_loss(p, Y) for p in P) + 1e-5
+
+
+def test_simplex_stands_still_where_no_exchange_helps() -> None:
+    P, Y = models(4, (1.0, 1.2, 1.5, 3.0), n=200)
+    weights = Blend(method="simplex").fit(P, Y).weights_
+    loss = log_loss(averaged(P, weights, "probability"), Y)
+    for gives in np.flatnonzero(weights > 0.02):
+        for takes in range(4):
+            moved = weights.copy()
+            moved[gives] -= 0.02
+            moved[takes] += 0.02
+            assert log_loss(averaged(P, moved, "probability"), Y) >= loss - 1e-9
+
+
+def test_unknown_entries_do_not_move_simplex() -> None:
+    P, Y = models(5)
+    rng = np.random.default_rng(0)
+    mask = rng.random(Y.shape) < 0.4
+    noisy = [np.where(mask, rng.random(Y.shape), p) for p in P]
+    one = Blend(method="simplex").fit(P, Y, mask=mask)
+    other = Blend(method="simplex").fit(noisy, np.where(mask, 1 - Y, Y), mask=csr_matrix(mask))
+    np.testing.assert_allclose(other.weights_, one.weights_, atol=1e-9)
+    assert other.score_ == one.score_
+    missing = Blend(method="simplex").fit(P, np.where(mask, np.nan, Y))
+    np.testing.assert_array_equal(missing.weights_, one.weights_)
+
+
+# -------------------------------------------------------------- all methods
+
+
+@SETTINGS
+@given(
+    seed=st.integers(0, 10**6),
+    M=st.integers(1, 5),
+    method=st.sampled_from(METHODS),
+    average=st.sampled_from(AVERAGES),
+    dtype=st.sampled_from([np.float16, np.float32, np.float64]),
+    certain=st.booleans(),
+)
+def test_weights_threshold_and_score_belong_together(
+    seed: int, M: int, method: str, average: str, dtype: type, certain: bool
+) -> None:
+    P, Y = models(seed, tuple(np.linspace(0.5, 2, M)), n=12, K=4)
+    rng = np.random.default_rng(seed)
+    if certain:  # zeros and ones, of which a logit would be infinite
+        P = [np.where(rng.random(p.shape) < 0.3, np.round(p), p) for p in P]
+    P = [p.astype(dtype) for p in P]
+    mask = rng.random(Y.shape) < 0.2
+    missed = rng.integers(0, 3, len(Y))
+    blend = Blend(method=method, average=average, max_steps=6).fit(P, Y, mask, missed)
+    assert blend.weights_.shape == (M,)
+    assert np.all(blend.weights_ >= 0)
+    assert blend.weights_.sum() == pytest.approx(1, abs=1e-12)
+    proba = blend.predict_proba(P)
+    assert np.all((proba >= 0) & (proba <= 1))
+    chosen = blend.predict(P)
+    assert chosen.dtype == bool
+    np.testing.assert_array_equal(chosen.toarray(), proba >= blend.threshold_)
+    assert mean_fbeta(Y, chosen, mask=mask, missed=missed) == pytest.approx(blend.score_, abs=1e-12)
+    assert blend.score_ == pytest.approx(best_cut(proba, Y, mask, missed), abs=1e-12)
+
+
+def test_rounded_weights_never_leave_the_probabilities() -> None:
+    ones = np.ones((4, 2), np.float32)
+    for M in (3, 6, 7, 11):
+        blend = Blend(method="uniform").fit([ones] * M, ones)
+        np.testing.assert_array_equal(blend.predict_proba([ones] * M), ones)
+
+
+def test_uniform_is_the_mean() -> None:
+    P, Y = models(6)
+    blend = Blend(method="uniform").fit(np.array(P), Y)
+    np.testing.assert_array_equal(blend.weights_, [1 / 3] * 3)
+    np.testing.assert_allclose(blend.predict_proba(np.array(P)), np.mean(P, axis=0), rtol=1e-12)
+
+
+def test_logits_average_to_known_probabilities() -> None:
+    P = np.array([[[0.2, 0.5]], [[0.8, 0.9]]])
+    blend = Blend(method="uniform", average="logit").fit(P, np.array([[0, 1]]))
+    # Odds 1/4 and 4 have the geometric mean 1, odds 1 and 9 have 3.
+    np.testing.assert_allclose(blend.predict_proba(P), [[0.5, 0.75]], rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("average", AVERAGES)
+def test_one_model_keeps_its_probabilities_and_its_cut(method: str, average: str) -> None:
+    P, Y = models(7)
+    blend = Blend(method=method, average=average).fit(P[:1], Y)
+    rule = GlobalThreshold().fit(P[0], Y)
+    np.testing.assert_array_equal(blend.weights_, [1.0])
+    np.testing.assert_allclose(blend.predict_proba(P[:1]), P[0], rtol=1e-12)
+    assert blend.score_ == rule.score_
+    np.testing.assert_array_equal(blend.predict(P[:1]).toarray(), rule.predict(P[0]).toarray())
+
+
+def test_what_is_given_stays_as_it_was() -> None:
+    P, Y = models(8)
+    before = [p.copy() for p in P]
+    for method in METHODS:
+        blend = Blend(method=method).fit(P, csr_matrix(Y))
+        blend.predict_proba(P)
+    np.testing.assert_array_equal(P, before)
+
+
+def test_clone_forgets_what_was_fitted() -> None:
+    P, Y = models(9)
+    params = {"beta": 1, "method": "simplex", "average": "logit", "max_steps": 7, "patience": 3}
+    blend = Blend(**params).fit(P, Y)
+    copy = clone(blend)
+    assert copy.get_params() == params
+    with pytest.raises(NotFittedError):
+        copy.predict_proba(P)
+    assert copy.fit(P, Y).score_ == blend.score_
+
+
+def test_beta_decides_what_the_cut_favours() -> None:
+    P, Y = models(10, (1.5, 1.6))
+    careful = Blend(beta=0.3).fit(P, Y).predict(P).sum()
+    assert careful < Blend(beta=4).fit(P, Y).predict(P).sum()
+
+
+# ------------------------------------------------------------------- faults
+
+
+def test_a_score_that_is_no_number_is_named() -> None:
+    P, Y = models(11)
+    P[1][3, 2] = np.nan
+    with pytest.raises(ValueError, match=r"P\[1\] is nan at row 3, label 2"):
+        Blend().fit(P, Y)
+    P[1][3, 2] = 1.5
+    with pytest.raises(ValueError, match=r"P\[1\] reaches .* 1\.5; give probabilities"):
+        Blend().fit(P, Y)
+
+
+@pytest.mark.parametrize(
+    ("options", "P", "message"),
+    [
+        ({"method": "best"}, np.full((2, 3, 2), 0.5), "method is 'best'; expected greedy"),
+        ({"average": "rank"}, np.full((2, 3, 2), 0.5), "average is 'rank'; expected probability"),
+        ({}, [], "P holds no models"),
+        ({}, [np.full((3, 2), 0.5), np.full((3, 1), 0.5)], r"P\[1\] has shape \(3, 1\)"),
+        ({}, np.full((2, 4, 2), 0.5), r"Y has shape \(3, 2\)"),
+        ({"beta": 0}, np.full((2, 3, 2), 0.5), "beta is 0"),
+    ],
+)
+def test_wrong_use_is_refused(options: dict[str, Any], P: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Blend(**options).fit(P, np.eye(3)[:, :2])
+
+
+def test_other_models_than_fitted_are_refused() -> None:
+    P, Y = models(12)
+    blend = Blend().fit(P, Y)
+    with pytest.raises(ValueError, match="P has 2 models, the blend was fitted on 3"):
+        blend.predict(P[:2])
+    with pytest.raises(ValueError, match="P has 4 labels"):
+        blend.predict([p[:, :4] for p in P])

@@ -1,0 +1,313 @@
+"""Fitting on two domains: its limits, whole groups, and which weight it picks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+from scipy.special import expit
+from sklearn.base import BaseEstimator, clone
+from sklearn.exceptions import NotFittedError
+
+from heads import DropoutLogisticCV, DropoutRidgeCV, MultilabelGroupKFold, TwoDomainCV
+from heads.decisions import best_global_threshold
+from tests import synthetic
+
+HEADS = (
+    DropoutRidgeCV(dropouts=(0.2,), cv=3),
+    DropoutLogisticCV(dropouts=(0.2,), cv=3, tol=1e-8),
+)
+
+
+class Domains:
+    """Shifted target rows, source rows, and the last layer that is right for these."""
+
+    def __init__(self, views: int = 1, n: int = 90, m: int = 120) -> None:
+        target, source = synthetic.images(n, 1), synthetic.images(m, 2)
+        self.X = synthetic.features(target, shifted=True, views=views)
+        self.X_val = synthetic.features(source, views=views)
+        self.Y, self.Y_val = target.Y, source.Y
+        self.W0, self.b0 = synthetic.last_layer()
+
+    def fit(self, estimator: TwoDomainCV, **more: Any) -> TwoDomainCV:
+        return estimator.fit(self.X, self.Y, source=(self.X_val, self.Y_val), **more)
+
+
+@pytest.fixture(scope="module")
+def domains() -> Domains:
+    return Domains()
+
+
+class Dice(BaseEstimator):
+    """A head whose scores depend on the weight of the source by chance alone."""
+
+    def __init__(self, seed: int = 0, beta: float = 2) -> None:
+        self.seed = seed
+        self.beta = beta
+
+    def fit(self, X: Any, Y: Any, sample_weight: Any = None, **ignored: Any) -> Dice:
+        weight = 0.0 if sample_weight is None else float(sample_weight[-1])
+        rng = np.random.default_rng([self.seed, int(1000 * weight)])
+        strength = rng.choice([0.5, 1.0, 3.0])
+        self.oof_predict_proba_ = expit(2 * Y + strength * rng.normal(size=Y.shape))
+        self.noise_, self.dropout_ = rng, weight / (1 + weight)
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        proba: np.ndarray = expit(self.noise_.normal(size=(len(X), synthetic.K)))
+        return proba
+
+
+# ------------------------------------------------------------------- limits
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_weight_zero_is_a_fit_on_the_target_alone(head: Any, domains: Domains) -> None:
+    start = {"coef_init": domains.W0, "intercept_init": domains.b0}
+    alone = clone(head).fit(domains.X, domains.Y, **start)
+    both = domains.fit(TwoDomainCV(head, source_weights=(0,)), **start)
+    np.testing.assert_array_equal(both.estimator_.coef_, alone.coef_)
+    np.testing.assert_array_equal(both.oof_predict_proba_, alone.oof_predict_proba_)
+    np.testing.assert_array_equal(
+        both.source_oof_predict_proba_, alone.predict_proba(domains.X_val)
+    )
+    np.testing.assert_array_equal(both.predict_proba(domains.X), alone.predict_proba(domains.X))
+    np.testing.assert_array_equal(
+        both.decision_function(domains.X), alone.decision_function(domains.X)
+    )
+    assert both.source_weight_ == 0
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_large_weight_comes_near_the_fit_on_the_source(head: Any, domains: Domains) -> None:
+    alone = clone(head).fit(domains.X_val, domains.Y_val).coef_
+    away = [
+        np.abs(domains.fit(TwoDomainCV(head, source_weights=(w,))).estimator_.coef_ - alone).max()
+        for w in (1, 100, 10_000)
+    ]
+    assert away[0] > 10 * away[1] > 100 * away[2]
+    assert away[2] < 1e-3 * np.abs(alone).max()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_weight_is_that_of_the_whole_source(head: Any, domains: Domains) -> None:
+    once = domains.fit(TwoDomainCV(head, source_weights=(0.5,)))
+    twice = TwoDomainCV(head, source_weights=(0.5,)).fit(
+        domains.X,
+        domains.Y,
+        source=(np.tile(domains.X_val, (2, 1, 1)), np.tile(domains.Y_val, (2, 1))),
+        source_groups=np.tile(np.arange(len(domains.X_val)), 2),
+    )
+    size = np.abs(once.estimator_.coef_).max()
+    np.testing.assert_allclose(twice.estimator_.coef_, once.estimator_.coef_, atol=1e-4 * size)
+
+
+# ------------------------------------------------------------------- groups
+
+
+@pytest.mark.parametrize("given", ["both", "target", "source", "none"])
+def test_groups_of_the_domains_never_meet(given: str, domains: Domains) -> None:
+    seen: list[np.ndarray] = []
+
+    class Watching(MultilabelGroupKFold):
+        def split(self, X: Any, Y: Any = None, groups: Any = None) -> Iterator[Any]:
+            seen.append(groups)
+            return super().split(X, Y, groups)
+
+    n, m = len(domains.X), len(domains.X_val)
+    groups = np.array([f"g{i // 2}" for i in range(n)]) if given in ("both", "target") else None
+    source_groups = np.arange(m) // 3 if given in ("both", "source") else None
+    head = DropoutRidgeCV(dropouts=(0.2,), cv=Watching(3))
+    domains.fit(
+        TwoDomainCV(head, source_weights=(1.0,)), groups=groups, source_groups=source_groups
+    )
+    (joined,) = seen
+    assert not set(joined[:n]) & set(joined[n:])
+    for part, own in ((joined[:n], groups), (joined[n:], source_groups)):
+        own = np.arange(len(part)) if own is None else np.unique(own, return_inverse=True)[1]
+        np.testing.assert_array_equal(part[:, None] == part, own[:, None] == own)
+
+
+# ----------------------------------------------------------- table and pick
+
+
+def scores(domains: Domains, fitted: TwoDomainCV) -> tuple[float, float]:
+    return (
+        best_global_threshold(fitted.oof_predict_proba_, domains.Y)[1],
+        best_global_threshold(fitted.source_oof_predict_proba_, domains.Y_val)[1],
+    )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_efficient_is_what_nothing_dominates(seed: int, domains: Domains) -> None:
+    weights = (0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
+    fitted = domains.fit(TwoDomainCV(Dice(seed), source_weights=weights, max_source_loss=None))
+    table = fitted.pareto_
+    points = list(zip(table["target_score"], table["source_score"], strict=True))
+    expected = [
+        not any(a[0] >= b[0] and a[1] >= b[1] and (a[0] > b[0] or a[1] > b[1]) for a in points)
+        for b in points
+    ]
+    assert table["efficient"].tolist() == expected
+    assert table["source_weight"].tolist() == list(weights)
+    # The dice tell the weight of a source row as their rate.
+    rows = np.array(weights) * len(domains.X) / len(domains.X_val)
+    np.testing.assert_allclose(table["dropout"], rows / (1 + rows), atol=1e-12)
+    picked = weights.index(fitted.source_weight_)
+    assert points[picked] == (fitted.target_score_, fitted.source_score_)
+    assert scores(domains, fitted) == points[picked]
+    assert fitted.target_score_ == max(table["target_score"])
+
+
+def test_equal_scores_are_both_efficient(domains: Domains) -> None:
+    table = domains.fit(TwoDomainCV(Dice(), source_weights=(1, 1, 1))).pareto_
+    assert table["efficient"].all()
+
+
+@pytest.mark.parametrize("allowed", [-1.0, 0.03, 0.1, 0.3, None])
+def test_the_pick_keeps_the_source_within_the_allowed_loss(
+    allowed: float | None, domains: Domains
+) -> None:
+    weights = (0, 0.03, 0.3, 3, 30)
+    fitted = domains.fit(
+        TwoDomainCV(HEADS[1], source_weights=weights, max_source_loss=allowed),
+        coef_init=domains.W0,
+        intercept_init=domains.b0,
+    )
+    unadapted = domains.X_val.mean(1) @ domains.W0.T + domains.b0
+    home = best_global_threshold(unadapted, domains.Y_val)[1]
+    rows = list(
+        zip(weights, fitted.pareto_["target_score"], fitted.pareto_["source_score"], strict=True)
+    )
+    good = [row for row in rows if allowed is None or row[2] >= home - allowed]
+    expected = max(good, key=lambda row: row[1]) if good else max(rows, key=lambda row: row[2])
+    assert (fitted.source_weight_, fitted.target_score_, fitted.source_score_) == expected
+    # At -1, which asks for a gain, nothing is good enough.
+    assert bool(good) == (allowed != -1)
+
+
+def test_more_loss_allowed_never_costs_target_score(domains: Domains) -> None:
+    start = {"coef_init": domains.W0, "intercept_init": domains.b0}
+    picks = [
+        domains.fit(
+            TwoDomainCV(HEADS[1], source_weights=(0, 0.03, 0.3, 3), max_source_loss=loss), **start
+        )
+        for loss in (0.0, 0.05, 0.5)
+    ]
+    target = [pick.target_score_ for pick in picks]
+    source = [pick.source_score_ for pick in picks]
+    assert target == sorted(target)
+    assert target[0] < target[-1]
+    assert source[0] > source[-1]
+
+
+def test_without_w0_the_target_decides(domains: Domains) -> None:
+    fitted = domains.fit(TwoDomainCV(HEADS[0], source_weights=(0, 0.1, 1), max_source_loss=0.0))
+    assert fitted.target_score_ == max(fitted.pareto_["target_score"])
+
+
+# ------------------------------------------------- masks, soft targets, views
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("which", ["both", "target", "source"])
+def test_unknown_targets_do_not_count(which: str, head: Any, domains: Domains) -> None:
+    rng = np.random.default_rng(0)
+    mask = rng.random(len(domains.Y)) < 0.3
+    mask = np.outer(mask, np.arange(synthetic.K) < 2)  # few patterns of what is unknown
+    source_mask = np.zeros(domains.Y_val.shape, bool)
+    source_mask[::4, 3] = True
+    options: dict[str, Any] = {}
+    if which != "source":
+        options["mask"] = mask
+    if which != "target":
+        options["source_mask"] = source_mask
+    flipped = np.where(mask, 1 - domains.Y, domains.Y) if "mask" in options else domains.Y
+    source_flipped = domains.Y_val
+    if "source_mask" in options:
+        source_flipped = np.where(source_mask, 1 - domains.Y_val, domains.Y_val)
+    one = domains.fit(TwoDomainCV(head, source_weights=(0, 1)), **options)
+    other = TwoDomainCV(head, source_weights=(0, 1)).fit(
+        domains.X,
+        csr_matrix(flipped),
+        source=(domains.X_val, csr_matrix(source_flipped)),
+        **{key: csr_matrix(value) for key, value in options.items()},
+    )
+    np.testing.assert_array_equal(other.estimator_.coef_, one.estimator_.coef_)
+    for key, values in one.pareto_.items():
+        np.testing.assert_array_equal(other.pareto_[key], values)
+
+
+def test_soft_targets_are_true_from_one_half_on(domains: Domains) -> None:
+    soft = domains.Y_val * 0.7 + (1 - domains.Y_val) * 0.2
+    fitted = TwoDomainCV(HEADS[1], source_weights=(0.5,)).fit(
+        domains.X, domains.Y, source=(domains.X_val, soft)
+    )
+    assert fitted.source_score_ == scores(domains, fitted)[1]
+
+
+def test_views_and_sparse_labels() -> None:
+    domains = Domains(views=2)
+    dense = domains.fit(TwoDomainCV(HEADS[0], source_weights=(1,)))
+    sparse = TwoDomainCV(HEADS[0], source_weights=(1,)).fit(
+        domains.X, csr_matrix(domains.Y), source=(domains.X_val, domains.Y_val)
+    )
+    assert dense.oof_predict_proba_.shape == domains.Y.shape
+    assert dense.source_oof_predict_proba_.shape == domains.Y_val.shape
+    np.testing.assert_array_equal(sparse.estimator_.coef_, dense.estimator_.coef_)
+
+
+def test_both_domains_help_each_other() -> None:
+    domains = Domains(n=120, m=300)
+    fitted = domains.fit(
+        TwoDomainCV(
+            DropoutLogisticCV(dropouts=(0.05,)), source_weights=(0.1, 1), max_source_loss=1
+        ),
+        coef_init=domains.W0,
+        intercept_init=domains.b0,
+    )
+    unadapted = domains.X.mean(1) @ domains.W0.T + domains.b0
+    assert fitted.target_score_ > best_global_threshold(unadapted, domains.Y)[1] + 0.05
+    assert fitted.source_score_ > 0.6
+
+
+# ------------------------------------------------------------------- faults
+
+
+def test_domains_that_do_not_fit_are_refused(domains: Domains) -> None:
+    X, Y, X_val, Y_val = domains.X, domains.Y, domains.X_val, domains.Y_val
+    cases = [
+        (X[:, :, :5], Y, X_val, Y_val),
+        (X, Y[:, :3], X_val, Y_val),
+        (X, Y, X_val[:, 0], Y_val),
+        (X, Y, np.repeat(X_val, 2, axis=1), Y_val),
+        # As many rows in all, but of the wrong domain.
+        (X[:-1], Y, X_val, Y_val[:-1]),
+        (X, Y[:-1], X_val[:-1], Y_val),
+    ]
+    for X, Y, X_val, Y_val in cases:
+        with pytest.raises(ValueError, match="must agree") as caught:
+            TwoDomainCV(HEADS[0]).fit(X, Y, source=(X_val, Y_val))
+        assert str(X.shape) in str(caught.value)
+        assert str(Y_val.shape) in str(caught.value)
+
+
+@pytest.mark.parametrize("weights", [(), (-0.1, 1), (np.nan,), (1, np.inf)])
+def test_weights_that_are_none_are_refused(weights: tuple[float, ...], domains: Domains) -> None:
+    with pytest.raises(ValueError, match=r"source_weights is .*expected numbers >= 0"):
+        domains.fit(TwoDomainCV(HEADS[0], source_weights=weights))
+
+
+def test_clone_forgets_what_was_fitted(domains: Domains) -> None:
+    fitted = domains.fit(TwoDomainCV(HEADS[0], source_weights=(0.5,), max_source_loss=None))
+    copy = clone(fitted)
+    assert copy.get_params(deep=False)["source_weights"] == (0.5,)
+    assert copy.max_source_loss is None
+    with pytest.raises(NotFittedError):
+        copy.predict_proba(domains.X)
+    with pytest.raises(NotFittedError):
+        copy.decision_function(domains.X)
+    assert not hasattr(HEADS[0], "coef_")
