@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from featcache.errors import InputError
 from featcache.images import ImageSet, UnreadableImage, decode
 from featcache.views import (
     Augmentation,
@@ -128,16 +131,36 @@ def row_batches(blocks: Sequence[tuple[int, int]], batch_size: int) -> list[list
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """Signals to the whole group reach workers too; the parent alone decides what to do."""
+    """Signals to the whole group reach workers too; the parent alone decides what to do.
+
+    A SIGTERM that the parent itself sends must end a worker: Python's exit after an error
+    sends it and then waits for the worker, for ever if it were ignored.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS does not tell the sender
+        return
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def obey_parent() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=obey_parent, daemon=True).start()
 
 
 def loader(
     dataset: Dataset[Any], batches: Any, workers: int, device: torch.device
-) -> DataLoader[Batch]:
-    """Batches in order, decoded by worker processes (none: in this process)."""
-    return DataLoader(
+) -> Iterator[Batch]:
+    """Batches in order, decoded by worker processes (none: in this process).
+
+    Raises
+    ------
+    InputError
+        As the dataset does, in one line.
+    """
+    source = DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
@@ -146,3 +169,9 @@ def loader(
         worker_init_fn=_leave_signals_to_parent,
         prefetch_factor=4 if workers else None,
     )
+    try:
+        yield from source
+    except InputError as error:
+        # torch hands over a worker's whole traceback; the message is at its end.
+        message = str(error).strip().rpartition(f"{InputError.__name__}: ")[2]
+        raise InputError(message) from error

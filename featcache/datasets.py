@@ -83,7 +83,7 @@ def load_data(config: TrainingConfig) -> Data:
     if not len(images):
         raise InputError(
             f"{config.images}: none of the {len(labels.ids):,} labelled images is there "
-            f"(the first label is of {labels.ids[0]!r}); files must be named by their ids"
+            f"(the first label is of {str(labels.ids[0])!r}); files must be named by their ids"
         )
     held = hold_out(images.ids, config.validation)
     train = ImageSet(images.directory, images.ids[~held], images.files[~held])

@@ -152,7 +152,7 @@ def choose_labels(config: ExtractionConfig, run: Run, images: ImageSet) -> Label
     if not selected.known.any():
         raise InputError(
             f"{config.labels[0]}: no image below {config.images} has an entry in it; "
-            f"its first id is {labels.ids[0]!r}"
+            f"its first id is {str(labels.ids[0])!r}"
         )
     return selected
 
@@ -218,6 +218,7 @@ def extract(config: ExtractionConfig) -> Path:
             "their rows will be marked invalid",
             flush=True,
         )
+    check_network(embedder, images, config.batch_size)
     weight, bias = embedder.head
     facts = provenance(config, embedder, recipe)
     contents = CacheContents(
@@ -248,6 +249,19 @@ def extract(config: ExtractionConfig) -> Path:
         wall = round(time.monotonic() - started, 2)
         path = writer.finish({"wall_seconds": wall})
     return path
+
+
+def check_network(embedder: Embedder, images: ImageSet, batch_size: int) -> None:
+    """Let the network check itself on the first images that can be read.
+
+    Before anything is written, so that a refusal leaves nothing behind.
+    """
+    plain = batches.ViewImages(images, Recipe("eval", 0, 0, embedder.run.preprocessing))
+    for rows in batches.row_batches([(0, len(images))], batch_size):
+        batch = batches.collate([plain[row] for row in rows])
+        if batch.readable.any():
+            embedder.check(batch.pixels[torch.from_numpy(batch.readable), 0])
+            return
 
 
 def provenance(config: ExtractionConfig, embedder: Embedder, recipe: Recipe) -> dict[str, Any]:
@@ -281,7 +295,6 @@ def _fill(
     if done:
         print(f"{config.out}: going on at {done:,} of {n:,} images", flush=True)
     progress = Progress(n, "images", done)
-    checked = False
     waiting = forward = writing = 0.0
     order = batches.row_batches(pending, config.batch_size)
     source = iter(batches.loader(images, order, config.workers, embedder.device))
@@ -298,9 +311,6 @@ def _fill(
                 clock = [time.monotonic()]
                 batch = next(source)
                 clock.append(time.monotonic())
-                if not checked and batch.readable.any():
-                    embedder.check(batch.pixels[torch.from_numpy(batch.readable), 0])
-                    checked = True
                 features.append(embedder(batch.pixels))
                 reasons += batch.reasons
                 clock.append(time.monotonic())

@@ -10,11 +10,11 @@ from typing import Any
 from featcache.console import option, required
 from featcache.errors import InputError
 
-# Smallest values that make sense; a step needs two images for batch normalisation.
+# Smallest values that make sense.
 LEAST_IN_TRAINING: dict[str, float] = {
     "image_size": 1,
     "epochs": 1,
-    "batch_size": 2,
+    "batch_size": 1,
     "warmup_steps": 0,
     "patience": 0,
     "max_reductions": 0,

@@ -276,7 +276,7 @@ class Trainer:
         if not math.isfinite(value):
             ids = " ".join(self.data.train.ids[rows][:8])
             raise InputError(
-                f"{self.path}: the loss is {value} at epoch {state.epoch}, step {state.step} "
+                f"{self.path}: the loss is {value} at epoch {state.epoch + 1}, step {state.step} "
                 f"(images {ids} ...); the last checkpoint is kept; begin anew (--overwrite or "
                 "another --out) with a lower --lr or with --clip"
             )
@@ -370,16 +370,11 @@ class Trainer:
         Raises
         ------
         InputError
-            If no training image could be read, or the validation loss is not finite.
+            If the validation loss is not finite.
         """
         state, config = self.state, self.config
         rate = progress.rate
         progress.clear()
-        if not state.loss_count:
-            raise InputError(
-                f"{config.images}: not two training images of any batch can be read "
-                f"({'; '.join(list(state.unreadable.values())[:1])}); check the files"
-            )
         result = self.evaluate()
         if not math.isfinite(result["loss"]):
             raise InputError(

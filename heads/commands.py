@@ -200,8 +200,8 @@ def _refuse_mismatch(cache: FeatureCache, source: FeatureCache) -> None:
         )
     if not np.array_equal(cache.views, source.views):
         raise ValueError(
-            f"{source.path}: has the views {list(source.views)}, but {cache.path} has "
-            f"{list(cache.views)}; extract both with the same --views"
+            f"{source.path}: has the views {source.views.tolist()}, but {cache.path} has "
+            f"{cache.views.tolist()}; extract both with the same --views"
         )
     if not np.array_equal(cache.classes, source.classes):
         raise ValueError(
@@ -345,7 +345,7 @@ def score_submission(submission: str, labels: Sequence[str], beta: float = 2.0) 
         missing = truth.ids[~chosen.known]
         raise ValueError(
             f"{submission}: has no row for {len(missing):,} of the {len(truth.ids):,} images of "
-            f"{labels[0]} (the first is {missing[0]!r}); predict all of them"
+            f"{labels[0]} (the first is {str(missing[0])!r}); predict all of them"
         )
     classes = np.union1d(truth.classes, predicted.classes)
     return fbeta_per_image(

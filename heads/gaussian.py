@@ -26,7 +26,7 @@ import numpy as np
 from scipy.linalg import eigh_tridiagonal
 from scipy.special import ndtr
 
-from heads.newton import RowBatch, dot, margins
+from heads.newton import RowBatch, dot
 
 _REACH = 5.2  # of the normal nodes, in standard deviations
 _STEP = 1.3  # between normal nodes, in margins
@@ -35,6 +35,7 @@ _PAIRS = (8, 12, 16)
 _LARGE = 16.0  # variance from which on the logistic rule is used
 _LOGISTIC_NODES = 8
 _CLIP = 85.0  # of the margin, so that cosh is finite in float32
+_REFRESH = 10  # gradients
 _BLOCK = 1 << 13  # entries that are worked on at once: they stay in the processor's cache
 
 
@@ -154,19 +155,20 @@ class GaussianBatch(RowBatch):
         Z: np.ndarray,
         Y: np.ndarray,
         weight: np.ndarray,
-        margin: np.ndarray,
+        offset: np.ndarray | None,
         W: np.ndarray,
         b: np.ndarray,
         squares: np.ndarray,
         rho: np.ndarray,
         penalty: np.ndarray,
     ) -> None:
-        super().__init__(Z, Y, weight, margin, W, b)
+        super().__init__(Z, Y, weight, offset, W, b)
         self.squares, self.rho, self.penalty = squares, rho, penalty
         self.total = weight.sum()
         self.diagonal = np.einsum("ij,ij,i->j", Z, Z, weight)
         self.variance = self._spread(W * W)
-        self.s, self.h = expected_sigmoid(margin, self.variance)
+        self.age = 0
+        self.s, self.h = expected_sigmoid(self.margin, self.variance)
         self.by_label += ["rho", "penalty", "variance", "s", "h"]
 
     def _spread(self, products: np.ndarray) -> np.ndarray:
@@ -175,6 +177,11 @@ class GaussianBatch(RowBatch):
         return spread
 
     def gradient(self) -> tuple[np.ndarray, np.ndarray]:
+        self.age += 1
+        if self.age % _REFRESH == 0:
+            # Variances that have come down from far larger ones keep their rounding errors.
+            self.variance = self._spread(self.W * self.W)
+            self.s, self.h = expected_sigmoid(self.margin, self.variance)
         residual = (self.s - self.Y) * self.weight
         self.shrink = (self.h * self.weight) @ self.squares
         self.shrink *= self.rho[:, None]
@@ -188,7 +195,7 @@ class GaussianBatch(RowBatch):
 
     def aim(self, direction: np.ndarray, direction_b: np.ndarray) -> np.ndarray:
         self.direction, self.direction_b = direction, direction_b
-        self.q = margins(self.Z, direction, direction_b, None)
+        self.q = self._margins(direction, direction_b)
         self.aq = self.q * self.weight
         # v at t: variance + 2 t tilt + t^2 bend.
         self.tilt = self._spread(self.W * direction)

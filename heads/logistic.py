@@ -22,7 +22,7 @@ from heads.dropout import (
 from heads.features import Coordinates, principal_coordinates, scaled_coordinates
 from heads.folds import Fold, check_folds
 from heads.gaussian import GaussianBatch
-from heads.newton import Batch, LogisticBatch, Solution, base_rate_loss, margins, minimise
+from heads.newton import Batch, LogisticBatch, Solution, base_rate_loss, minimise
 from heads.parallel import worker_threads
 from heads.rare import label_counts, logistic_rare_bias, trainable
 from heads.ridge import check_l2
@@ -131,22 +131,19 @@ class _Chunk:
             W, b = self.solution.W, self.solution.b
         weight = rows.weight.astype(dtype)
         tolerance = rows.objective.tol * base_rate_loss(self.Y, weight)
-        self.solution = minimise(
-            self._batch(W, b, weight, rho), tolerance, rows.objective.max_iter
-        )
+        self.solution = minimise(self._batch(W, b, weight, rho), tolerance, rows.objective.max_iter)
         self.made = rows.made
         return self.solution
 
     def _batch(self, W: np.ndarray, b: np.ndarray, weight: np.ndarray, rho: np.ndarray) -> Batch:
         rows = self.rows
-        margin = margins(rows.Z, W, b, self.offset)
         if rows.squares is None:
             penalty = rows.penalty(rho * self.rate * (1 - self.rate))
-            return LogisticBatch(rows.Z, self.Y, weight, margin, W, b, penalty)
+            return LogisticBatch(rows.Z, self.Y, weight, self.offset, W, b, penalty)
         penalty = rows.penalty(np.zeros_like(rho))
         strength = rho.astype(W.dtype)
         return GaussianBatch(
-            rows.Z, self.Y, weight, margin, W, b, rows.squares, strength, penalty
+            rows.Z, self.Y, weight, self.offset, W, b, rows.squares, strength, penalty
         )
 
     def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
@@ -154,6 +151,11 @@ class _Chunk:
         assert self.solution is not None
         D = self.rows.at.coefficients(self.solution.W)
         return D, self.solution.b - D @ self.rows.at.mean
+
+    def unconverged(self) -> np.ndarray:
+        """Labels that the last solution left before their minimum."""
+        assert self.solution is not None
+        return self.labels[~self.solution.converged]
 
     def held_out(self, rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Margins, W0 apart, and their variances for the test images; (r, k) each."""
@@ -239,11 +241,9 @@ def fit_logistic(
             rows.prepare(rho)
         solutions = run(lambda chunk: chunk.solve(rho[chunk.labels]), fit.chunks)
     n_iter = np.ones(data.n_labels, int)
-    failed = []
     for chunk, solution in zip(fit.chunks, solutions, strict=True):
         n_iter[chunk.labels] = solution.n_iter
-        failed.append(chunk.labels[~solution.converged])
-    warn_unconverged(failed, objective)
+    warn_unconverged([chunk.unconverged() for chunk in fit.chunks], objective)
     return *fit.coefficients(), n_iter
 
 
@@ -377,6 +377,5 @@ def _out_of_fold(
     for fit in fits:
         own, held = held[: len(fit.chunks)], held[len(fit.chunks) :]
         margin[fit.test], probability[fit.test] = fit.scores(own)
-        for chunk in fit.chunks:
-            failed.append(chunk.labels[~chunk.solution.converged])
+        failed += [chunk.unconverged() for chunk in fit.chunks]
     return OutOfFold(margin, probability)

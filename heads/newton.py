@@ -195,8 +195,8 @@ class RowBatch(Batch):
         Centred about the weighted mean, so that the intercept stands nearly apart.
     Y : (k, n)
     weight : (n,)
-    margin : (k, n)
-        At W, b, offset included; overwritten.
+    offset : (k, n) or None
+        Added to the margins.
     """
 
     def __init__(
@@ -204,29 +204,28 @@ class RowBatch(Batch):
         Z: np.ndarray,
         Y: np.ndarray,
         weight: np.ndarray,
-        margin: np.ndarray,
+        offset: np.ndarray | None,
         W: np.ndarray,
         b: np.ndarray,
     ) -> None:
         self.Z, self.weight = Z, weight
-        self.Y, self.margin = Y, margin
+        self.Y, self.offset = Y, offset
         self.W, self.b = W.copy(), b.copy()
-        self.by_label = ["Y", "margin", "W", "b"]
+        self.margin = self._margins(W, b)
+        if offset is not None:
+            self.margin += offset
+        self.by_label = ["Y", "offset", "margin", "W", "b"]
+
+    def _margins(self, W: np.ndarray, b: np.ndarray) -> np.ndarray:
+        margin: np.ndarray = W @ self.Z.T
+        margin += b[:, None]
+        return margin
 
     def keep(self, kept: np.ndarray) -> None:
         for name in self.by_label:
-            setattr(self, name, getattr(self, name)[kept])
-
-
-def margins(
-    Z: np.ndarray, W: np.ndarray, b: np.ndarray, offset: np.ndarray | None
-) -> np.ndarray:
-    """(k, n) offset + b + Z w."""
-    margin = W @ Z.T
-    margin += b[:, None]
-    if offset is not None:
-        margin += offset
-    return margin
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, value[kept])
 
 
 def base_rate_loss(Y: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -262,16 +261,16 @@ class LogisticBatch(RowBatch):
         Z: np.ndarray,
         Y: np.ndarray,
         weight: np.ndarray,
-        margin: np.ndarray,
+        offset: np.ndarray | None,
         W: np.ndarray,
         b: np.ndarray,
         penalty: np.ndarray,
     ) -> None:
-        super().__init__(Z, Y, weight, margin, W, b)
+        super().__init__(Z, Y, weight, offset, W, b)
         self.penalty = penalty
         self.total = weight.sum()
         self.squares = np.einsum("ij,ij,i->j", Z, Z, weight)
-        self.s = sigmoid(margin)
+        self.s = sigmoid(self.margin)
         self.h = self.s * (1 - self.s)
         self.by_label += ["penalty", "s", "h"]
 
@@ -286,7 +285,7 @@ class LogisticBatch(RowBatch):
 
     def aim(self, direction: np.ndarray, direction_b: np.ndarray) -> np.ndarray:
         self.direction, self.direction_b = direction, direction_b
-        self.q = margins(self.Z, direction, direction_b, None)
+        self.q = self._margins(direction, direction_b)
         self.aq = self.q * self.weight
         self.aqq = self.aq * self.q
         penalised = self.penalty * direction

@@ -114,7 +114,9 @@ class Predictor:
             keep = csr_matrix(readable[start : start + len(P), None])
             parts.append(csr_matrix(chosen.multiply(keep)))
             start += len(P)
-        return csr_matrix(vstack(parts))
+        together = csr_matrix(vstack(parts))
+        together.sort_indices()  # a product with a column leaves them in any order
+        return together
 
     def label_sets(self) -> list[list[str]]:
         """Class ids of each image."""

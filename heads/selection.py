@@ -261,16 +261,15 @@ def _extend(run: Callable[[float], None], scores: dict[float, _Score], sign: flo
 
 
 def _beyond(scores: dict[float, _Score], sign: float) -> float | None:
-    """The next rate if the best one so far is at an end of those tried, else None."""
+    """The next rate if one at an end of those tried is better than all others, else None."""
     rates = sorted(scores)
     costs = np.array([sign * scores[p].pooled for p in rates])
-    best = len(rates) - 1 - int(np.argmin(costs[::-1]))
     rho = rho_from_dropout(np.array(rates))
-    if best == len(rates) - 1:
+    if costs[-1] < costs[:-1].min():
         ratio = rho[-1] / rho[-2] if rho[-2] > 0 else _LEAST_RATIO
         following = float(dropout_from_rho(rho[-1] * max(ratio, _LEAST_RATIO)))
         return following if following < 1 else None
-    if best == 0 and rho[0] > 0:
+    if costs[0] < costs[1:].min() and rho[0] > 0:
         return float(dropout_from_rho(rho[0] / max(rho[1] / rho[0], _LEAST_RATIO)))
     return None
 

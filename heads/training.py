@@ -315,6 +315,6 @@ def check_binary_target(y: Any) -> tuple[np.ndarray, np.ndarray]:
     if len(classes) < 2:
         raise ValueError(
             "A binary target needs samples of at least 2 classes in the data, but the data "
-            f"contains only one class: {classes[0]!r}"
+            f"contains only one class: {classes[0]}"
         )
     return code.reshape(-1, 1).astype(np.float32), classes

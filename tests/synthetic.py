@@ -15,6 +15,7 @@ import numpy as np
 from scipy.special import expit
 
 from featcache import FeatureCache
+from heads.storage import Head, StoredBlend, load
 
 D, K = 16, 10
 CLASSES = [f"/m/{k:02d}" for k in range(K)]
@@ -82,6 +83,20 @@ def write(
     return FeatureCache.write(
         path, features(some, network, shifted, views), some.ids, **(options | more)
     )
+
+
+def load_head(path: Path) -> Head:
+    """A stored head, not a blend."""
+    content = load(path)
+    assert isinstance(content, Head)
+    return content
+
+
+def load_blend(path: Path) -> StoredBlend:
+    """A stored blend, not a head."""
+    content = load(path)
+    assert isinstance(content, StoredBlend)
+    return content
 
 
 def write_truth(path: Path, some: Images, outside: int = 0) -> Path:

@@ -150,7 +150,7 @@ def test_of_two_models_simplex_finds_the_bottom_of_a_grid(
     common = 2 * rng.normal(size=Y.shape) + 3 * Y - 2
     P = [expit(common + likeness * s * rng.normal(size=Y.shape)) for s in (1.0, 1.5)]
     blend = Blend(method="simplex", average=average).fit(P, Y)
-    grid = [log_loss(averaged(P, [w, 1 - w], average), Y) for w in np.linspace(0, 1, 201)]
+    grid = [log_loss(averaged(P, np.array([w, 1 - w]), average), Y) for w in np.linspace(0, 1, 201)]
     assert log_loss(averaged(P, blend.weights_, average), Y) <= min(grid) * (1 + 2e-6)
 
 
@@ -271,7 +271,13 @@ def test_what_is_given_stays_as_it_was() -> None:
 
 def test_clone_forgets_what_was_fitted() -> None:
     P, Y = models(9)
-    params = {"beta": 1, "method": "simplex", "average": "logit", "max_steps": 7, "patience": 3}
+    params: dict[str, Any] = {
+        "beta": 1,
+        "method": "simplex",
+        "average": "logit",
+        "max_steps": 7,
+        "patience": 3,
+    }
     blend = Blend(**params).fit(P, Y)
     copy = clone(blend)
     assert copy.get_params() == params

@@ -42,17 +42,23 @@ def domains() -> Domains:
 
 
 class Dice(BaseEstimator):
-    """A head whose scores depend on the weight of the source by chance alone."""
+    """A head whose scores depend on the weight of the source by chance alone.
 
-    def __init__(self, seed: int = 0, beta: float = 2) -> None:
+    The scores of its first `tied` rows do not depend on it.
+    """
+
+    def __init__(self, seed: int = 0, tied: int = 0, beta: float = 2) -> None:
         self.seed = seed
+        self.tied = tied
         self.beta = beta
 
     def fit(self, X: Any, Y: Any, sample_weight: Any = None, **ignored: Any) -> Dice:
         weight = 0.0 if sample_weight is None else float(sample_weight[-1])
         rng = np.random.default_rng([self.seed, int(1000 * weight)])
         strength = rng.choice([0.5, 1.0, 3.0])
-        self.oof_predict_proba_ = expit(2 * Y + strength * rng.normal(size=Y.shape))
+        noise = strength * rng.normal(size=Y.shape)
+        noise[: self.tied] = np.random.default_rng(self.seed).normal(size=noise[: self.tied].shape)
+        self.oof_predict_proba_ = expit(2 * Y + noise)
         self.noise_, self.dropout_ = rng, weight / (1 + weight)
         return self
 
@@ -141,10 +147,12 @@ def scores(domains: Domains, fitted: TwoDomainCV) -> tuple[float, float]:
     )
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_efficient_is_what_nothing_dominates(seed: int, domains: Domains) -> None:
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("seed", range(6))
+def test_efficient_is_what_nothing_dominates(seed: int, tied: bool, domains: Domains) -> None:
     weights = (0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
-    fitted = domains.fit(TwoDomainCV(Dice(seed), source_weights=weights, max_source_loss=None))
+    dice = Dice(seed, tied=len(domains.X) if tied else 0)
+    fitted = domains.fit(TwoDomainCV(dice, source_weights=weights, max_source_loss=None))
     table = fitted.pareto_
     points = list(zip(table["target_score"], table["source_score"], strict=True))
     expected = [
@@ -160,6 +168,7 @@ def test_efficient_is_what_nothing_dominates(seed: int, domains: Domains) -> Non
     assert points[picked] == (fitted.target_score_, fitted.source_score_)
     assert scores(domains, fitted) == points[picked]
     assert fitted.target_score_ == max(table["target_score"])
+    assert len(set(table["target_score"])) == (1 if tied else len(weights))
 
 
 def test_equal_scores_are_both_efficient(domains: Domains) -> None:

@@ -6,6 +6,7 @@ An image shows up to four coloured squares on grey noise; its labels are their c
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import nn
 
+ROOT = Path(__file__).parents[1]
 COLOURS = {"blue": (20, 20, 250), "green": (20, 250, 20), "red": (250, 20, 20), "white": (255,) * 3}
 SIDE = 16
 
@@ -86,12 +88,12 @@ class Doubled(TinyNet):
 
 
 def network(num_classes: int, width: int = 8) -> nn.Module:
-    """For ``--arch tiny:network``."""
+    """For ``--arch tests.tiny:network``."""
     return TinyNet(num_classes, width)
 
 
 def doubled(num_classes: int) -> nn.Module:
-    """For ``--arch tiny:doubled``."""
+    """For ``--arch tests.tiny:doubled``."""
     return Doubled(num_classes)
 
 
@@ -108,6 +110,28 @@ def sleepy(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Ima
     return shaken(image, size, rng)
 
 
+def basic_training(data: Path, out: Path) -> dict[str, Any]:
+    """Options of a training that takes a third of a second; data as of `make_data`."""
+    return {
+        "images": str(data / "images"),
+        "labels": [str(data / "labels.csv")],
+        "arch": "tests.tiny:network",
+        "out": str(out),
+        "validation": "16",
+        "image_size": SIDE,
+        "augment": "tests.tiny:shaken",
+        "epochs": 3,
+        "batch_size": 8,
+        "optimizer": "adam",
+        "lr": 0.02,
+        "warmup_steps": 4,
+        "schedule": "cosine",
+        "device": "cpu",
+        "workers": 0,
+        "threads": 1,
+    }
+
+
 def options(**changes: Any) -> list[str]:
     """``lr=0.1, labels=[a, b]`` -> ``--lr 0.1 --labels a --labels b``; None leaves one out."""
     words: list[str] = []
@@ -121,20 +145,21 @@ def options(**changes: Any) -> list[str]:
     return words
 
 
-def start(*arguments: str, output: Path, group: bool = False) -> subprocess.Popen[bytes]:
-    """``python -m featcache`` in another process that knows this module.
+def _environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
-    Standard output and error go to files, since workers may outlive a killed process
-    and would keep a pipe open.
+
+def start(*arguments: str, output: Path) -> subprocess.Popen[bytes]:
+    """``python -m featcache`` in another process; what it prints goes to ``output.out``, ``.err``.
+
+    Not to pipes, which workers that outlive a killed process would keep open.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     with open(f"{output}.out", "wb") as out, open(f"{output}.err", "wb") as err:
         return subprocess.Popen(
             [sys.executable, "-m", "featcache", *arguments],
-            env=environment,
+            env=_environment(),
             stdout=out,
             stderr=err,
-            start_new_session=group,
         )
 
 
@@ -145,3 +170,102 @@ def wait_for(condition: Any, process: subprocess.Popen[bytes], seconds: float = 
         assert process.poll() is None, f"ended with {process.returncode}"
         assert time.monotonic() < limit, "waited too long"
         time.sleep(0.005)
+
+
+class Nursery:
+    """A process that has imported everything once and forks children that can be killed.
+
+    In `run` some code finds its keyword arguments (paths as Path), these functions, and
+    leaves its result in ``answer``:
+
+    ``child(action, errors=None)``
+        number of a forked process whose exit status is ``action()``;
+    ``ended(pid)``
+        its exit status once it has ended, negative if it was killed;
+    ``arm(k, torn)``
+        kill this process just before its k-th call that changes something on disk,
+        or, if torn, once half of a file is written.
+    """
+
+    def __enter__(self) -> Nursery:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _NURSERY],
+            env=_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.communicate(timeout=60)
+
+    def run(self, code: str, out: Path | None = None, **names: Any) -> Any:
+        """The answer of the code."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        request = {"code": code, "out": None if out is None else str(out), "names": names}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        reply = json.loads(self._process.stdout.readline())
+        assert not reply["error"], reply["error"]
+        return reply["answer"]
+
+
+_NURSERY = """
+import json, os, pathlib, random, signal, sys, time, traceback
+from pathlib import Path
+import safetensors.torch, torch
+from PIL import Image
+from featcache import cli, extraction, training
+
+torch.set_num_threads(1)
+Image.init()
+os.fsync = lambda handle: None  # what a killed process has written is not lost; only slow
+
+def child(action, errors=None):
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            if errors is not None:
+                os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+            code = action()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return pid
+
+def ended(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def arm(k, torn):
+    left = [k]
+    def hook(owner, name, path_at=None):
+        real = getattr(owner, name)
+        def hooked(*args, **kwargs):
+            left[0] -= 1
+            if left[0] == 0:
+                if torn and path_at is not None:
+                    real(*args, **kwargs)
+                    os.truncate(args[path_at], os.path.getsize(args[path_at]) // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+        setattr(owner, name, hooked)
+    for name in ("replace", "unlink", "mkdir", "pwrite"):
+        hook(os, name)
+    hook(torch, "save", 1)
+    hook(safetensors.torch, "save_file", 1)
+    hook(pathlib.Path, "write_bytes", 0)
+
+for line in sys.stdin:
+    request = json.loads(line)
+    names = {**globals(), **request["names"], "out": request["out"] and Path(request["out"])}
+    error = None
+    try:
+        exec(request["code"], names)
+    except Exception:
+        error = traceback.format_exc()
+    print(json.dumps({"error": error, "answer": names.get("answer")}), flush=True)
+"""
