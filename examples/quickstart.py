@@ -11,8 +11,12 @@ output folder is not made again.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,7 @@ from heads.commands import BlendConfig, FitConfig
 
 TARGET, UNSEEN = "gyosho", ("sousyo", "soseki")
 VIEWS = 3
+SOURCE_ROWS = 600  # enough to hold on to the source; more cost time
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,9 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe("wide32", width=32, image_size=32, epochs=5, lr=2e-3),
-    Recipe("slim32", width=16, image_size=32, epochs=7, lr=3e-3),
-    Recipe("slim48", width=16, image_size=48, epochs=5, lr=3e-3),
+    Recipe("wide32", width=32, image_size=32, epochs=6, lr=2e-3),
+    Recipe("slim32", width=16, image_size=32, epochs=8, lr=3e-3),
+    Recipe("slim40", width=16, image_size=40, epochs=7, lr=3e-3),
 )
 
 
@@ -60,6 +65,7 @@ def training_config(recipe: Recipe, data: Path, out: Path, seed: int) -> Trainin
         arch="examples.kanji:small_resnet",
         model_kwargs=[f"width={recipe.width}"],
         image_size=recipe.image_size,
+        crop=kanji.CROP,
         augment="examples.kanji:augment",
         epochs=recipe.epochs,
         batch_size=32,
@@ -69,8 +75,8 @@ def training_config(recipe: Recipe, data: Path, out: Path, seed: int) -> Trainin
         warmup_steps=200,
         schedule="cosine",
         precision="bf16" if cpu_has_bf16() else "auto",
-        workers=1,
-        threads=1,  # the second of two cores augments; small tensors gain little from threads
+        workers=0,
+        threads=1,  # the networks train side by side, and small tensors gain little from threads
         seed=seed,
         out=str(out / "runs" / recipe.name),
     )
@@ -85,7 +91,7 @@ def extraction_configs(recipe: Recipe, data: Path, out: Path, seed: int) -> list
             images=str(images),
             out=str(out / "caches" / image_set / f"{recipe.name}.h5"),
             labels=[str(data / labels)] if labels else [],
-            workers=1,
+            workers=0,
             threads=1,
             seed=seed,
             **more,
@@ -115,17 +121,23 @@ def extraction_configs(recipe: Recipe, data: Path, out: Path, seed: int) -> list
 def fit_configs(recipe: Recipe, out: Path, seed: int) -> list[FitConfig]:
     """``heads fit``: both methods, on Stage 1 alone and on Stage 1 and validation."""
     caches = out / "caches"
-    validation = str(caches / "validation" / f"{recipe.name}.h5")
-    return [
-        FitConfig(
+
+    def head(method: str, name: str, **more: Any) -> FitConfig:
+        return FitConfig(
             cache=str(caches / f"{TARGET}_stage_1" / f"{recipe.name}.h5"),
-            source=validation if both else "",
             method=method,
+            dropout="0.02,0.05,0.1,0.2,0.35",
             seed=seed,
-            out=str(out / "heads" / f"{recipe.name}_{method}{'_both' if both else ''}.h5"),
+            out=str(out / "heads" / f"{recipe.name}_{name}.h5"),
+            **more,
         )
+
+    validation = str(caches / "validation" / f"{recipe.name}.h5")
+    both = {"source": validation, "source_rows": SOURCE_ROWS, "source_weight": "0.2"}
+    return [
+        head(method, name + method, **more)
         for method in ("logistic", "ridge")
-        for both in (False, True)
+        for name, more in (("", {}), ("both_", both))
     ]
 
 
@@ -154,14 +166,40 @@ def predict_and_score(blend: Path, image_set: str, labels: Path, out: Path) -> N
     print(f"mean F2 {result['fbeta']:.4f} [{result['low']:.4f}, {result['high']:.4f}]", flush=True)
 
 
+def network_and_caches(recipe: Recipe, data: Path, out: Path, seed: int) -> None:
+    """Train one network and extract all its caches."""
+    step("featcache train", training_config(recipe, data, out, seed), train)
+    for config in extraction_configs(recipe, data, out, seed):
+        step("featcache extract", config, extract)
+
+
+def _end_with_parent(parent: int) -> None:
+    """A process of the pool must not train on when the quickstart was killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def side_by_side(recipes: Sequence[Recipe], data: Path, out: Path, seed: int) -> None:
+    """All networks at once, a process each: better use of two cores than two threads for one.
+
+    On a GPU box one would run one command after the other.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(recipes), context, _end_with_parent, (os.getpid(),)) as pool:
+        jobs = [pool.submit(network_and_caches, r, data, out, seed) for r in recipes]
+        for job in jobs:
+            job.result()
+
+
 def quickstart(out: Path, seed: int = 0, recipes: tuple[Recipe, ...] = RECIPES) -> Recovery:
     """All steps; returns the table of what was recovered."""
     data = kanji.unpack(out / "data")
-    for recipe in recipes:
-        step("featcache train", training_config(recipe, data, out, seed), train)
-    for recipe in recipes:
-        for config in extraction_configs(recipe, data, out, seed):
-            step("featcache extract", config, extract)
+    side_by_side(recipes, data, out, seed)
     heads: list[str] = []
     for recipe in recipes:
         for fitting in fit_configs(recipe, out, seed):
@@ -196,8 +234,8 @@ def main() -> int:
     start = time.monotonic()
     try:
         recovery = quickstart(arguments.out, arguments.seed, recipes)
-    except Interrupted as stop:
-        print(f"quickstart: {stop}")
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"quickstart: {stop or 'interrupted'}; the same command goes on")
         return 130
     recovery.save()
     print(f"\n{recovery.table()}")

@@ -20,6 +20,9 @@ from heads.prediction import Predictor
 from heads.storage import Head, StoredBlend, load
 
 
+ORACLE_DROPOUTS = (0.02, 0.05, 0.1)
+
+
 @dataclass
 class Row:
     """One model on all domains: F2 of each image, and the share of the gap that it recovers."""
@@ -167,9 +170,9 @@ class Recovery:
     def _heads(self, network: str) -> Iterator[Row]:
         titles = {
             "logistic": "logistic on Stage 1",
-            "logistic_both": "logistic on Stage 1 + validation",
+            "both_logistic": "logistic on Stage 1 + validation",
             "ridge": "ridge on Stage 1",
-            "ridge_both": "ridge on Stage 1 + validation",
+            "both_ridge": "ridge on Stage 1 + validation",
         }
         for name, title in titles.items():
             yield self._stored(self.out / "heads" / f"{network}_{name}.h5", network, title)
@@ -194,7 +197,7 @@ class Recovery:
                 X.append(cache.x("eval")[unscored])
                 Y.append(labels.positives[unscored])
             assert scored is not None
-            head = DropoutLogisticCV(random_state=self.seed).fit(
+            head = DropoutLogisticCV(dropouts=ORACLE_DROPOUTS, random_state=self.seed).fit(
                 np.concatenate(X),
                 csr_matrix(vstack(Y)),
                 coef_init=scored.weight,

@@ -20,7 +20,7 @@ from featcache.views import (
     Preprocessing,
     Recipe,
     augmentation,
-    checked,
+    augmented,
     generator,
     to_array,
 )
@@ -78,7 +78,7 @@ class TrainingImages(Dataset[tuple[int, np.ndarray, str | None]]):
         except UnreadableImage as error:
             return row, np.zeros((1, 3, self.size, self.size), np.uint8), str(error)
         rng = generator("train", self.seed, epoch, self.images.ids[row])
-        view = checked(self._augment(image, self.size, rng), self.size, self.name)
+        view = augmented(self._augment, image, self.size, rng, self.name)
         return row, to_array(view)[None], None
 
 
@@ -172,6 +172,9 @@ def loader(
     try:
         yield from source
     except InputError as error:
-        # torch hands over a worker's whole traceback; the message is at its end.
+        if not workers:
+            raise
+        # torch makes the worker's traceback part of the message; ours is at its end. The frames
+        # of torch's own traceback would keep the workers alive.
         message = str(error).strip().rpartition(f"{InputError.__name__}: ")[2]
-        raise InputError(message) from error
+        raise InputError(message) from error.with_traceback(None)

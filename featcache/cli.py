@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from featcache import __version__
 from featcache.cache import FeatureCache
-from featcache.console import add_options, from_arguments, run
+from featcache.console import Parser, add_options, from_arguments, run
 from featcache.errors import MissingExtra
 from featcache.settings import ExtractionConfig, TrainingConfig
 from featcache.summary import summary
@@ -69,7 +69,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="featcache",
         description="Train image networks from scratch and cache their embeddings in HDF5.",
         epilog=EPILOG,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,17 @@ class Data:
     train_labels: Labels
     validation_labels: Labels
     missing: list[str]
+
+    def digest(self) -> str:
+        """sha256 of ids, classes and labels on both sides: what a run is about."""
+        digest = hashlib.sha256()
+        for labels in (self.train_labels, self.validation_labels):
+            digest.update("\n".join([*labels.classes.tolist(), *labels.ids.tolist()]).encode())
+            for matrix in (labels.positives, labels.negatives):
+                if matrix is not None:
+                    for part in (matrix.indptr, matrix.indices, matrix.data):
+                        digest.update(np.ascontiguousarray(part).data)
+        return digest.hexdigest()
 
 
 def hold_out(ids: np.ndarray, validation: str) -> np.ndarray:

@@ -146,13 +146,23 @@ def recorded_features(layer: nn.Linear) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
-def resolve_preprocessing(network: nn.Module, image_size: int) -> Preprocessing:
-    """timm's mean and standard deviation for this network; size as asked; no margin cropped."""
+def resolve_preprocessing(network: nn.Module, image_size: int, crop: float = 1.0) -> Preprocessing:
+    """timm's mean and standard deviation for this network; size and crop as asked.
+
+    Raises
+    ------
+    InputError
+        If the size is below 1 or the crop not in (0, 1].
+    """
+    if image_size < 1 or not 0 < crop <= 1:
+        raise InputError(
+            f"--image-size {image_size} --crop {crop}: expected at least 1 pixel, and 0 < crop <= 1"
+        )
     if hasattr(network, "default_cfg") or hasattr(network, "pretrained_cfg"):
         data = resolve_data_config({}, model=network)
         mean, std = tuple(data["mean"]), tuple(data["std"])
-        return Preprocessing(image_size=image_size, mean=mean, std=std)
-    return Preprocessing(image_size=image_size)
+        return Preprocessing(image_size=image_size, crop=crop, mean=mean, std=std)
+    return Preprocessing(image_size=image_size, crop=crop)
 
 
 def network_id(network: nn.Module, preprocessing: Preprocessing, layer: str) -> str:

@@ -53,6 +53,7 @@ class TrainingConfig:
         metavar="N|FILE",
     )
     image_size: int = option(224, "side of the input in pixels")
+    crop: float = option(1.0, "share of the shorter side that the plain view keeps")
     model_kwargs: list[str] = option(
         [], "keyword=value for the network's factory; repeat it", action="append", metavar="K=V"
     )

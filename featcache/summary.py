@@ -10,6 +10,7 @@ from featcache.cache import FeatureCache
 
 _WIDTH = 88
 _REASONS = 3
+_VIEWS = 4
 _FACTS = 16
 _ELSEWHERE = ("network", "network_id", "unlisted", "fingerprint")
 
@@ -19,7 +20,7 @@ def summary(cache: FeatureCache) -> str:
     _, v, d = cache.shape
     lines = [
         f"{cache.path}  ({_size(cache.path.stat().st_size)})",
-        _line("network", str(cache.provenance.get("network", "without a name"))),
+        _line("network", _network(cache.provenance.get("network", "without a name"))),
         _line("", f"id {cache.network_id}" if cache.network_id else "without an id"),
         _line("images", _images(cache)),
     ]
@@ -27,11 +28,11 @@ def summary(cache: FeatureCache) -> str:
     lines += [_line("", f"{name}: {reason}") for name, reason in some]
     if len(cache.skipped) > len(some):
         lines.append(_line("", f"... and {len(cache.skipped) - len(some):,} more in .skipped"))
-    views = ", ".join(cache.views.tolist())
+    views = ", ".join([*cache.views[:_VIEWS].tolist(), *["..."] * (v > _VIEWS)])
     lines.append(_line("features", f"{v} view{'s' * (v > 1)} ({views}) of {d:,}, float16"))
     lines += [_line("labels", text) if i == 0 else _line("", text) for i, text in _labels(cache)]
     lines.append(_line("head", "none" if cache.weight is None else f"{cache.weight.shape} W0, b0"))
-    facts = [item for item in cache.provenance.items() if item[0] not in _ELSEWHERE]
+    facts = [f for f in cache.provenance.items() if f[0] not in _ELSEWHERE and f[1] != ""]
     lines += [_line(key, _value(value)) for key, value in facts[:_FACTS]]
     if len(facts) > _FACTS:
         lines.append(_line("", f"... and {len(facts) - _FACTS} more in .provenance"))
@@ -41,6 +42,14 @@ def summary(cache: FeatureCache) -> str:
 def _line(name: str, text: str) -> str:
     line = f"{name:16} {' '.join(text.split())}".rstrip()
     return line if len(line) <= _WIDTH else line[: _WIDTH - 3] + "..."
+
+
+def _network(network: object) -> str:
+    """A name, or what `featcache extract` tells of a network."""
+    if not isinstance(network, dict) or "arch" not in network:
+        return str(network)
+    kwargs = [f"{key}={value}" for key, value in network.get("kwargs", {}).items()]
+    return " ".join([str(network["arch"]), *kwargs])
 
 
 def _value(value: object) -> str:

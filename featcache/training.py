@@ -76,7 +76,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.spec = NetworkSpec(config.arch, K, parse_kwargs(config.model_kwargs))
         network = self.spec.build()
-        self.preprocessing: Preprocessing = resolve_preprocessing(network, config.image_size)
+        self.preprocessing: Preprocessing = resolve_preprocessing(
+            network, config.image_size, config.crop
+        )
         augmentation(config.augment, self.preprocessing)  # an unknown name is said now
         initialise_head(classifier(network, self.spec), self.data.train_labels)
         self.network = network.to(self.device).to(memory_format=self.spec.memory_format)
@@ -142,6 +144,7 @@ class Trainer:
                 "train": len(self.data.train),
                 "validation": len(self.data.validation),
                 "missing": len(self.data.missing),
+                "sha256": self.data.digest(),
             },
             "versions": {"torch": torch.__version__, "timm": timm.__version__},
         }
@@ -399,7 +402,7 @@ class Trainer:
         self.save()
         left = state.seconds / state.epoch * (config.epochs - state.epoch)
         progress.print(
-            f"epoch {state.epoch}/{config.epochs}: loss {train_loss:.3f}, validation loss "
+            f"{self.path.name}: epoch {state.epoch}/{config.epochs}, loss {train_loss:.3f}, validation loss "
             f"{result['loss']:.3f}, F2 {result['f2']:.4f} at cut {result['threshold']:.3f}; "
             f"{rate:,.0f} images/s, {duration(left)} left"
         )

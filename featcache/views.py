@@ -52,6 +52,13 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
+    def centre(self, image: Image.Image) -> Image.Image:
+        """The part that the plain view shows, at its own resolution."""
+        side = min(image.size) * self.crop
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        box = (round(left), round(top), round(left + side), round(top + side))
+        return image if box == (0, 0, *image.size) else image.crop(box)
+
     def frame(
         self, image: Image.Image, crop: float | None = None, at: tuple[float, float] = (0.5, 0.5)
     ) -> Image.Image:
@@ -115,12 +122,17 @@ def photo(size: int, flip: bool = True, magnitude: int = 0) -> Augmentation:
     return _torchvision(v2.Compose(steps))
 
 
-def strong(size: int) -> Augmentation:
-    """A mild crop, RandAugment and, one time in four, an erased patch; never a mirror image."""
+def strong(preprocessing: Preprocessing) -> Augmentation:
+    """Of what the plain view shows: a mild crop, RandAugment and, one time in four, an erased patch.
+
+    There is no mirror image: it would be wrong for writing and for anything with sides.
+    """
+    size = preprocessing.image_size
     return _torchvision(
         v2.Compose(
             [
                 v2.RGB(),
+                preprocessing.centre,
                 v2.RandomResizedCrop(size, scale=(0.7, 1.0), ratio=(0.85, 1.18), antialias=True),
                 v2.RandAugment(num_ops=2, magnitude=6),
                 v2.PILToTensor(),
@@ -171,7 +183,7 @@ def augmentation(name: str, preprocessing: Preprocessing) -> Augmentation:
     if name == "photo-strong":
         return photo(size, magnitude=9)
     if name == "strong":
-        return strong(size)
+        return strong(preprocessing)
     raise InputError(
         f"augmentation {name!r} is unknown; "
         "use none, photo, photo-strong, strong or package.module:function"
@@ -257,8 +269,25 @@ class Recipe:
         rendered = np.empty((len(augmentations), 3, size, size), np.uint8)
         for k, (view, augment) in enumerate(augmentations.items()):
             rng = generator(self.name, self.seed, image_id, view)
-            rendered[k] = to_array(checked(augment(image, size, rng), size, self.name))
+            rendered[k] = to_array(augmented(augment, image, size, rng, self.name))
         return rendered
+
+
+def augmented(
+    augment: Augmentation, image: Image.Image, size: int, rng: np.random.Generator, name: str
+) -> Image.Image:
+    """The image as the augmentation of that name renders it.
+
+    Raises
+    ------
+    InputError
+        If the augmentation, which may be a user's own, fails or makes something else.
+    """
+    try:
+        result = augment(image, size, rng)
+    except Exception as error:
+        raise InputError(f"augmentation {name!r}: {type(error).__name__}: {error}") from error
+    return checked(result, size, name)
 
 
 def checked(image: Image.Image, size: int, name: str) -> Image.Image:

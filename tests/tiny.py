@@ -133,7 +133,7 @@ def basic_training(data: Path, out: Path) -> dict[str, Any]:
 
 
 def options(**changes: Any) -> list[str]:
-    """``lr=0.1, labels=[a, b]`` -> ``--lr 0.1 --labels a --labels b``; None leaves one out."""
+    """``lr=0.1, labels=[a, b]`` -> ``--lr=0.1 --labels=a --labels=b``; None leaves one out."""
     words: list[str] = []
     for name, value in changes.items():
         flag = "--" + name.replace("_", "-")
@@ -141,7 +141,7 @@ def options(**changes: Any) -> list[str]:
             words.append(flag)
             continue
         values = value if isinstance(value, list) else [] if value is None else [value]
-        words += [word for item in values for word in (flag, str(item))]
+        words += [f"{flag}={item}" for item in values]
     return words
 
 
