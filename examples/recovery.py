@@ -19,7 +19,6 @@ from heads.decisions import best_global_threshold
 from heads.prediction import Predictor
 from heads.storage import Head, StoredBlend, load
 
-
 ORACLE_DROPOUTS = (0.02, 0.05, 0.1)
 
 

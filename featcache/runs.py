@@ -143,9 +143,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def clear_leftovers(path: Path) -> None:
-    """Delete temporary files of a process that was killed while it wrote."""
+    """Delete temporary files (named by ``tempfile``) of a process that was killed meanwhile."""
     for name in FILES:
-        for temporary in path.glob(f".{name}.*"):
+        for temporary in path.glob(f".{name}.{'?' * 8}"):
             temporary.unlink()
 
 

@@ -9,10 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
-from timm.optim import create_optimizer_v2
 from torch import nn
 
 from featcache import batches, runs
@@ -30,6 +28,7 @@ from featcache.networks import (
     resolve_precision,
     resolve_preprocessing,
 )
+from featcache.optimisation import initialise_head, learning_rate, make_optimizer
 from featcache.settings import CHANGEABLE, TrainingConfig, parse_kwargs
 from featcache.views import Preprocessing, Recipe, augmentation, generator, normalise
 
@@ -48,17 +47,6 @@ class State:
     seconds: float = 0.0
     log: list[dict[str, float]] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
-
-
-def initialise_head(layer: nn.Linear, labels: Labels) -> None:
-    """Small weights and a bias at logit(prior): the first loss is that of the label frequencies."""
-    n = len(labels.ids)
-    positives = np.asarray(labels.positives.sum(0)).ravel()
-    prior = (positives + 0.5) / (n + 1.0)
-    with torch.no_grad():
-        layer.weight.mul_(0.1)
-        if layer.bias is not None:
-            layer.bias.copy_(torch.from_numpy(np.log(prior / (1 - prior))))
 
 
 class Trainer:
@@ -83,7 +71,7 @@ class Trainer:
         initialise_head(classifier(network, self.spec), self.data.train_labels)
         self.network = network.to(self.device).to(memory_format=self.spec.memory_format)
         self._try_size()
-        self.optimizer = self._optimizer()
+        self.optimizer = make_optimizer(self.network, config)
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, "max", factor=config.reduction, patience=config.patience
         )
@@ -91,26 +79,6 @@ class Trainer:
         self.targets = _target_source(self.data.train_labels)
         self.validation_targets = _target_source(self.data.validation_labels)
         self.steps = batches.steps_per_epoch(len(self.data.train), config.batch_size)
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        c = self.config
-        extra: dict[str, Any] = {}
-        if c.optimizer.lower() not in ("sgd", "momentum", "nesterov", "rmsprop"):
-            extra["betas"] = (c.momentum, c.beta2)
-        if c.optimizer.lower() in ("sgd", "adam", "adamw"):
-            extra["fused"] = True  # one call instead of dozens for each tensor
-        try:
-            optimizer: torch.optim.Optimizer = create_optimizer_v2(
-                self.network,
-                opt=c.optimizer,
-                lr=c.lr,
-                weight_decay=c.weight_decay,
-                momentum=c.momentum,
-                **extra,
-            )
-        except (ValueError, AssertionError, TypeError) as error:
-            raise InputError(f"--optimizer {c.optimizer!r}: {error}") from error
-        return optimizer
 
     def _try_size(self) -> None:
         """A size of images that the network cannot take is said now."""
@@ -237,14 +205,10 @@ class Trainer:
     # -- training ------------------------------------------------------------------------
 
     def set_learning_rate(self) -> float:
-        """Warm-up times cosine, or warm-up times the plateau's reductions."""
-        c, done = self.config, self.state.epoch * self.steps + self.state.step
-        factor = min(1.0, (done + 1) / max(1, c.warmup_steps))
-        if c.schedule == "cosine":
-            factor *= 0.5 * (1 + math.cos(math.pi * done / (c.epochs * self.steps)))
-        else:
-            factor *= c.reduction**self.state.reductions
-        lr = c.lr * factor
+        """That of the step which comes next."""
+        done = self.state.epoch * self.steps + self.state.step
+        total = self.config.epochs * self.steps
+        lr = learning_rate(self.config, done, total, self.state.reductions)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
@@ -402,9 +366,9 @@ class Trainer:
         self.save()
         left = state.seconds / state.epoch * (config.epochs - state.epoch)
         progress.print(
-            f"{self.path.name}: epoch {state.epoch}/{config.epochs}, loss {train_loss:.3f}, validation loss "
-            f"{result['loss']:.3f}, F2 {result['f2']:.4f} at cut {result['threshold']:.3f}; "
-            f"{rate:,.0f} images/s, {duration(left)} left"
+            f"{self.path.name}: epoch {state.epoch}/{config.epochs}, loss {train_loss:.3f}, "
+            f"validation loss {result['loss']:.3f}, F2 {result['f2']:.4f} "
+            f"at cut {result['threshold']:.3f}; {rate:,.0f} images/s, {duration(left)} left"
         )
 
 

@@ -123,7 +123,7 @@ def photo(size: int, flip: bool = True, magnitude: int = 0) -> Augmentation:
 
 
 def strong(preprocessing: Preprocessing) -> Augmentation:
-    """Of what the plain view shows: a mild crop, RandAugment and, one time in four, an erased patch.
+    """Of what the plain view shows: a mild crop, RandAugment, one time in four an erased patch.
 
     There is no mirror image: it would be wrong for writing and for anything with sides.
     """

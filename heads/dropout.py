@@ -31,6 +31,13 @@ def check_dropout(dropout: float) -> float:
     return float(dropout)
 
 
+def check_l2(l2: float) -> float:
+    """`l2` if it is a finite number >= 0."""
+    if not 0 <= l2 < np.inf:
+        raise ValueError(f"l2 is {l2}; expected a finite number >= 0")
+    return float(l2)
+
+
 def check_dropouts(dropouts: Iterable[float]) -> np.ndarray:
     """Rates as an ascending array without repeats."""
     rates = np.unique([check_dropout(p) for p in np.ravel(np.asarray(dropouts, np.float64))])

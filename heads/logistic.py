@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import BaseCrossValidator
 
 from heads.base import LinearHead
@@ -17,251 +14,81 @@ from heads.dropout import (
     margin_variance,
     noise_averaged_probability,
     rho_from_dropout,
-    second_moments,
 )
-from heads.features import Coordinates, principal_coordinates, scaled_coordinates
 from heads.folds import Fold, check_folds
-from heads.gaussian import GaussianBatch
-from heads.newton import Batch, LogisticBatch, Solution, base_rate_loss, minimise
+from heads.logistic_fit import (
+    LogisticFit,
+    Objective,
+    fit_logistic,
+    out_of_fold,
+    warn_unconverged,
+)
 from heads.parallel import worker_threads
-from heads.rare import label_counts, logistic_rare_bias, trainable
-from heads.ridge import check_l2
 from heads.selection import OutOfFold, Search, select_dropout
-from heads.training import TrainingSet, fold_targets, label_patterns
-
-_LABELS = 128  # of one product
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is minimised, and how closely.
-
-    Attributes
-    ----------
-    noise : "quadratic" or "gaussian"
-    l2 : float
-    min_positives : int
-    tol : float
-    max_iter : int
-    """
-
-    noise: str
-    l2: float
-    min_positives: int
-    tol: float
-    max_iter: int
-
-    @classmethod
-    def checked(
-        cls, noise: str, l2: float, min_positives: int, tol: float, max_iter: int
-    ) -> Objective:
-        """Refuse what cannot be minimised."""
-        if noise not in ("quadratic", "gaussian"):
-            raise ValueError(f"noise is {noise!r}; expected 'quadratic' or 'gaussian'")
-        if not tol > 0 or not max_iter >= 1:
-            raise ValueError(f"tol is {tol}, max_iter {max_iter}; expected tol > 0, max_iter >= 1")
-        return cls(noise, check_l2(l2), min_positives, tol, max_iter)
-
-
-class _Rows:
-    """Training rows of labels that are known on the same images, in good coordinates."""
-
-    def __init__(
-        self, data: TrainingSet, images: np.ndarray, objective: Objective, test: np.ndarray | None
-    ) -> None:
-        self.images, self.objective, self.test = images, objective, test
-        self.X = data.rows(images)
-        self.weight = data.row_weight(images)
-        self.m = second_moments(self.X, self.weight)
-        self.made = ""
-
-    def prepare(self, rho: np.ndarray) -> None:
-        """Choose coordinates: principal axes where the penalties of all labels are alike."""
-        l2, noisy = self.objective.l2, bool(rho.any())
-        name = "l2" if l2 > 0 else "dropout"
-        if noisy and (l2 > 0 or self.objective.noise == "gaussian"):
-            name = "scaled"
-        if name == self.made:
-            return
-        self.made = name
-        if name == "scaled":
-            self.at: Coordinates = scaled_coordinates(self.X, self.weight, self.m)
-            self.Z = self.at.features(self.X)
-        else:
-            shape = self.m if name == "dropout" else np.ones_like(self.m)
-            self.at, self.Z = principal_coordinates(self.X, self.weight, shape)
-        self.squares = None
-        if noisy and self.objective.noise == "gaussian":
-            self.squares = (self.X * self.at.basis) ** 2
-        self.held = None if self.test is None else self.at.features(self.test)
-
-    def penalty(self, strength: np.ndarray) -> np.ndarray:
-        """(k, 1) or (k, r) penalty strength_k m_j + l2 in these coordinates."""
-        dtype, l2 = self.Z.dtype, self.objective.l2
-        if self.made == "dropout":
-            return strength[:, None].astype(dtype)
-        if self.made == "l2":
-            return np.full((len(strength), 1), l2, dtype)
-        scale = self.at.basis.astype(np.float64) ** 2
-        return (strength[:, None] * (self.m * scale) + l2 * scale).astype(dtype)
-
-
-class _Chunk:
-    """Some labels on the same rows, and their solution at the last rate."""
-
-    def __init__(self, data: TrainingSet, rows: _Rows, labels: np.ndarray) -> None:
-        self.rows, self.labels = rows, labels
-        self.data = data
-        positives, total = label_counts(data, rows.images, labels)
-        self.rate = positives / total
-        self.Y = np.ascontiguousarray(data.row_targets(rows.images, labels).T)
-        base = data.row_base(rows.images, labels)
-        self.offset = None if base is None else np.ascontiguousarray(base.T)
-        self.solution: Solution | None = None
-        self.made = ""
-
-    def solve(self, rho: np.ndarray) -> Solution:
-        """Solution at rates rho (k,), from the last one on."""
-        rows, dtype = self.rows, self.data.dtype
-        if self.solution is None or self.made != rows.made:
-            W = np.zeros((len(self.labels), rows.Z.shape[1]), dtype)
-            start = np.log(self.rate / (1 - self.rate))
-            b = (start if self.offset is None else np.zeros(len(W))).astype(dtype)
-        else:
-            W, b = self.solution.W, self.solution.b
-        weight = rows.weight.astype(dtype)
-        tolerance = rows.objective.tol * base_rate_loss(self.Y, weight)
-        self.solution = minimise(self._batch(W, b, weight, rho), tolerance, rows.objective.max_iter)
-        self.made = rows.made
-        return self.solution
-
-    def _batch(self, W: np.ndarray, b: np.ndarray, weight: np.ndarray, rho: np.ndarray) -> Batch:
-        rows = self.rows
-        if rows.squares is None:
-            penalty = rows.penalty(rho * self.rate * (1 - self.rate))
-            return LogisticBatch(rows.Z, self.Y, weight, self.offset, W, b, penalty)
-        penalty = rows.penalty(np.zeros_like(rho))
-        strength = rho.astype(W.dtype)
-        return GaussianBatch(
-            rows.Z, self.Y, weight, self.offset, W, b, rows.squares, strength, penalty
-        )
-
-    def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
-        """D (k, d) and b (k,), W0 and b0 apart."""
-        assert self.solution is not None
-        D = self.rows.at.coefficients(self.solution.W)
-        return D, self.solution.b - D @ self.rows.at.mean
-
-    def unconverged(self) -> np.ndarray:
-        """Labels that the last solution left before their minimum."""
-        assert self.solution is not None
-        return self.labels[~self.solution.converged]
-
-    def held_out(self, rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Margins, W0 apart, and their variances for the test images; (r, k) each."""
-        rows, solution = self.rows, self.solution
-        assert solution is not None
-        assert rows.held is not None
-        assert rows.test is not None
-        margin = rows.held @ solution.W.T + solution.b
-        return margin, margin_variance(rows.test, rows.at.coefficients(solution.W), rho)
-
-
-class LogisticFit:
-    """All labels fitted on some images.
-
-    Parameters
-    ----------
-    data : TrainingSet
-    images : (m,) int
-        Training images.
-    objective : Objective
-    test : (r,) int, optional
-        Images that `out_of_fold` scores.
-    """
-
-    def __init__(
-        self,
-        data: TrainingSet,
-        images: np.ndarray,
-        objective: Objective,
-        test: np.ndarray | None = None,
-    ) -> None:
-        self.data, self.test = data, test
-        images = images[data.weight[images] > 0]
-        trained = trainable(data, images, objective.min_positives)
-        self.rare = np.flatnonzero(~trained)
-        self.rare_bias = logistic_rare_bias(data, images, self.rare)
-        held = None if test is None else data.view_means(test)
-        self.chunks = []
-        self.rows = []
-        for labels, known in label_patterns(data.known, images, np.flatnonzero(trained)):
-            rows = _Rows(data, known, objective, held)
-            self.rows.append(rows)
-            for start in range(0, len(labels), _LABELS):
-                self.chunks.append(_Chunk(data, rows, labels[start : start + _LABELS]))
-
-    def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
-        """W (K, d) and b (K,) of the last rates that all chunks solved."""
-        data = self.data
-        W = np.zeros((data.n_labels, data.n_features), data.dtype)
-        b = np.zeros(data.n_labels, data.dtype)
-        for chunk in self.chunks:
-            W[chunk.labels], b[chunk.labels] = chunk.coefficients()
-        if data.coef_init is not None and data.intercept_init is not None:
-            W += data.coef_init
-            b += data.intercept_init
-        b[self.rare] = self.rare_bias
-        return W, b
-
-    def scores(self, held: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-        """Margins and probabilities (r, K) of the test images from those of the chunks."""
-        data = self.data
-        assert self.test is not None
-        base = data.base_means(self.test)
-        margin = np.zeros((len(self.test), data.n_labels), data.dtype)
-        variance = np.zeros_like(margin)
-        for chunk, (some, noise) in zip(self.chunks, held, strict=True):
-            margin[:, chunk.labels], variance[:, chunk.labels] = some, noise
-        margin[:, self.rare] = self.rare_bias
-        if base is not None and data.intercept_init is not None:
-            margin += base
-            margin[:, self.rare] -= data.intercept_init[self.rare]
-        return margin, noise_averaged_probability(margin, variance)
-
-
-def fit_logistic(
-    data: TrainingSet, objective: Objective, dropout: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """W, b and the iterations (K,) of a fit on all rows, at one rate or at one a label."""
-    rho = np.broadcast_to(rho_from_dropout(dropout), data.n_labels)
-    with worker_threads() as run:
-        fit = LogisticFit(data, np.arange(data.n_images), objective)
-        for rows in fit.rows:
-            rows.prepare(rho)
-        solutions = run(lambda chunk: chunk.solve(rho[chunk.labels]), fit.chunks)
-    n_iter = np.ones(data.n_labels, int)
-    for chunk, solution in zip(fit.chunks, solutions, strict=True):
-        n_iter[chunk.labels] = solution.n_iter
-    warn_unconverged([chunk.unconverged() for chunk in fit.chunks], objective)
-    return *fit.coefficients(), n_iter
-
-
-def warn_unconverged(failed: list[np.ndarray], objective: Objective) -> None:
-    """Warn of labels that have not converged, by name."""
-    labels = np.unique(np.concatenate(failed)) if failed else np.empty(0, int)
-    if not len(labels):
-        return
-    named = ", ".join(map(str, labels[:10])) + (", ..." if len(labels) > 10 else "")
-    warnings.warn(
-        f"{len(labels)} labels ({named}) did not converge in {objective.max_iter} iterations; "
-        "raise max_iter, tol or the dropout rate",
-        ConvergenceWarning,
-        stacklevel=4,
-    )
+from heads.training import TrainingSet, fold_targets
 
 
 class DropoutLogistic(LinearHead):
+    """Logistic regression with dropout on the features, marginalised.
+
+    Minimises, for each label k, with W = W0 + D and mu_i = b + W x_i,
+
+        "quadratic":  sum_i a_i loss(y_i, mu_i) + rho/2 pi (1 - pi) sum_j m_j D_j^2
+        "gaussian":   sum_i a_i E loss(y_i, Normal(mu_i, rho sum_j x_ij^2 D_j^2))
+
+    plus l2/2 |D|^2, where loss(y, t) = log(1 + exp t) - y t, rho = p / (1 - p),
+    m_j = sum_i a_i x_ij^2 and pi is the base rate sum_i a_i y_i / sum_i a_i. W0, b0
+    are the `coef_init`, `intercept_init` of `fit`, or zero: an offset of the
+    margin. Both are convex.
+
+    Parameters
+    ----------
+    dropout : float
+        Rate p in [0, 1). At 0 with l2 = 0 separable labels have no minimum.
+    l2 : float
+        Ridge penalty on D; with dropout 0 and no W0 this is scikit-learn's
+        ``LogisticRegression(C=1/l2)`` of each label.
+    noise : "quadratic" or "gaussian"
+        The first is the expansion of Wager, Wang and Liang (2013) with the
+        curvature s (1 - s) frozen at the base rate: ridge-penalised in rescaled
+        features, and quick. The second is the normal approximation of Wang and
+        Manning (2013): nearer to dropout for frequent labels, and far slower for
+        rare ones, on which it hardly acts once they are separated.
+    min_positives : int
+        A label with fewer positive training images, or of one class, keeps W0
+        and takes one bias shift shared by all such labels, which matches their
+        number of positives (plus 1/2); without W0 its bias is
+        logit((n_pos + 1/2) / (n + 1)).
+    tol : float
+        A label stops where g' M^-1 g / 2, an estimate of what is left to gain,
+        is below `tol` times its loss at the base rate.
+    max_iter : int
+        Most gradients a label may take.
+
+    Attributes
+    ----------
+    coef_ : (K, d), intercept_ : (K,)
+        float64 if X is, else float32.
+    classes_ : (K,) label numbers, or the two values of a binary target
+    coef_init_ : (K, d) or None
+        W0 of the fit.
+    dropout_ : float
+        The rate of the fit.
+    n_iter_ : (K,) int
+        Gradients each label took; 1 for rare labels, which have a formula.
+    n_features_in_ : int
+
+    Notes
+    -----
+    `predict_proba` averages the noise: sigma(mu / sqrt(1 + pi v / 8)), pi the circle's
+    here and v = rho sum_j x_j^2 D_j^2; the plain sigma(mu) is overconfident. It is
+    no monotone function of `decision_function` over images.
+
+    A feature that is zero in all training rows keeps D = 0. Unknown targets are
+    left out label by label, at the cost of one set of coordinates for each
+    pattern of known images.
+    """
+
     def __init__(
         self,
         dropout: float = 0.5,
@@ -269,7 +96,7 @@ class DropoutLogistic(LinearHead):
         noise: str = "quadratic",
         min_positives: int = 1,
         tol: float = 1e-6,
-        max_iter: int = 200,
+        max_iter: int = 500,
     ) -> None:
         self.dropout = dropout
         self.l2 = l2
@@ -288,17 +115,47 @@ class DropoutLogistic(LinearHead):
         )
 
     def _probability(self, X: np.ndarray) -> np.ndarray:
-        return head_probability(self, X)
-
-
-def head_probability(head: DropoutLogistic | DropoutLogisticCV, X: np.ndarray) -> np.ndarray:
-    """Noise-averaged probabilities (n, K); the noise acts on what was trained."""
-    change = head.coef_ if head.coef_init_ is None else head.coef_ - head.coef_init_
-    variance = margin_variance(X, change, rho_from_dropout(head.dropout_))
-    return noise_averaged_probability(X @ head.coef_.T + head.intercept_, variance)
+        return _probability(self, X)
 
 
 class DropoutLogisticCV(LinearHead):
+    """`DropoutLogistic` at the rate that is best out of fold.
+
+    Parameters
+    ----------
+    dropouts : rates in [0, 1)
+        Solved from the largest down, each from the last. A grid of several rates
+        grows by up to four where the best is at an end.
+    l2, noise, min_positives, tol, max_iter
+        See `DropoutLogistic`; `min_positives` counts the training images of each
+        fold anew.
+    cv : int, splitter or iterable of (train, test)
+        An int stands for that many folds of `MultilabelGroupKFold`.
+    scoring : "fbeta", "log_loss" or "mse"
+        Of the noise-averaged probabilities: the mean F-beta per image at the best
+        global threshold over all out-of-fold rows, or a mean over known targets.
+    beta : float
+    per_label : bool
+        Each label takes the rate that is best for it; not with "fbeta".
+    random_state : int
+        Seed of the folds if `cv` is an int.
+
+    Attributes
+    ----------
+    coef_, intercept_, classes_, coef_init_, n_iter_, n_features_in_
+        Of the fit on all rows; see `DropoutLogistic`.
+    dropout_ : float, or (K,) with `per_label`
+    best_score_ : float
+        In the sign of `scoring`: larger is better for "fbeta" alone.
+    cv_results_ : dict of arrays, a row a rate in ascending order
+        "dropout", "rho", "score" (all rows together; what decides),
+        "fold_scores" (rates, folds), "mean_score", "std_score"; "threshold" for
+        "fbeta", else "label_scores" (rates, K).
+    oof_decision_function_, oof_predict_proba_ : (n, K)
+        Held-out scores at the chosen rate, on the scales of `decision_function`
+        and `predict_proba`.
+    """
+
     def __init__(
         self,
         dropouts: Iterable[float] = default_dropouts(),
@@ -310,7 +167,7 @@ class DropoutLogisticCV(LinearHead):
         min_positives: int = 1,
         per_label: bool = False,
         tol: float = 1e-6,
-        max_iter: int = 200,
+        max_iter: int = 500,
         random_state: int = 0,
     ) -> None:
         self.dropouts = dropouts
@@ -342,7 +199,7 @@ class DropoutLogisticCV(LinearHead):
             fits = run(lambda fold: LogisticFit(data, fold[0], objective, fold[1]), folds)
 
             def evaluate(dropout: float) -> OutOfFold:
-                return _out_of_fold(data, fits, float(rho_from_dropout(dropout)), run, failed)
+                return out_of_fold(data, fits, float(rho_from_dropout(dropout)), run, failed)
 
             chosen = select_dropout(evaluate, data, folds, search)
         self.dropout_ = chosen.dropout if self.per_label else float(chosen.dropout)
@@ -353,29 +210,11 @@ class DropoutLogisticCV(LinearHead):
         self.coef_, self.intercept_, self.n_iter_ = fit_logistic(data, objective, chosen.dropout)
 
     def _probability(self, X: np.ndarray) -> np.ndarray:
-        return head_probability(self, X)
+        return _probability(self, X)
 
 
-def _out_of_fold(
-    data: TrainingSet,
-    fits: list[LogisticFit],
-    rho: float,
-    run: Callable,
-    failed: list[np.ndarray],
-) -> OutOfFold:
-    """Held-out scores at one rate, each chunk of labels of each fold a task."""
-    run(lambda rows: rows.prepare(np.asarray([rho])), [rows for fit in fits for rows in fit.rows])
-
-    def task(chunk: _Chunk) -> tuple[np.ndarray, np.ndarray]:
-        rates = np.full(len(chunk.labels), rho)
-        chunk.solve(rates)
-        return chunk.held_out(rates)
-
-    held = run(task, [chunk for fit in fits for chunk in fit.chunks])
-    margin = np.empty((data.n_images, data.n_labels), data.dtype)
-    probability = np.empty_like(margin)
-    for fit in fits:
-        own, held = held[: len(fit.chunks)], held[len(fit.chunks) :]
-        margin[fit.test], probability[fit.test] = fit.scores(own)
-        failed += [chunk.unconverged() for chunk in fit.chunks]
-    return OutOfFold(margin, probability)
+def _probability(head: DropoutLogistic | DropoutLogisticCV, X: np.ndarray) -> np.ndarray:
+    """Noise-averaged probabilities (n, K); the noise acts on what was trained."""
+    change = head.coef_ if head.coef_init_ is None else head.coef_ - head.coef_init_
+    variance = margin_variance(X, change, rho_from_dropout(head.dropout_))
+    return noise_averaged_probability(X @ head.coef_.T + head.intercept_, variance)

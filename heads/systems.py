@@ -19,6 +19,7 @@ the products are made again in float64.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -86,8 +87,31 @@ class _Factor:
         return self.size * self.solve(np.eye(len(self.cholesky), dtype=self.cholesky.dtype))
 
 
+@dataclass(frozen=True)
+class _Scaled:
+    """Rows of a `RowSystem` in features divided by the root of one penalty.
+
+    Attributes
+    ----------
+    name : shape of the penalty
+    scale : (d,)
+    rows : (n, d)
+    gram : (n, n)
+    cross : (r, n) or None
+        Inner products of the test rows with the rows.
+    """
+
+    name: str | float
+    scale: np.ndarray
+    rows: np.ndarray
+    gram: np.ndarray
+    cross: np.ndarray | None
+
+
 class RowSystem:
     """Solves among n rows, for n < d: gram = X X' of scaled, centred, weighted rows.
+
+    Methods may run in several threads.
 
     Parameters
     ----------
@@ -108,51 +132,51 @@ class RowSystem:
         test: np.ndarray | None = None,
     ) -> None:
         self.l2 = l2
-        self.test = test
         total = weight.sum()
         self.mean_x = weight @ X / total
         self.mean_t = (weight @ T / total).astype(T.dtype)
         self.m = second_moments(X, weight)
-        root = np.sqrt(weight)
-        self.root = root.astype(X.dtype)
+        self.root = np.sqrt(weight).astype(X.dtype)
         self.unit = np.sqrt(weight / total)  # the direction that the intercept takes out
-        self.rows = (X - self.mean_x.astype(X.dtype)) * self.root[:, None]
+        mean = self.mean_x.astype(X.dtype)
+        self.rows = (X - mean) * self.root[:, None]
+        self.test = None if test is None else test - mean
         self.targets = (T - self.mean_t) * self.root[:, None]
-        self._made: tuple[str | float, np.dtype[Any]] | None = None
+        self._made: _Scaled | None = None
 
-    def _gram(self, rho: float) -> tuple[np.ndarray, float]:
+    def _at(self, rho: float) -> tuple[_Scaled, _Factor]:
+        """Scaled rows and the factorised system at one rate."""
         name, shape, size = _penalty(self.m, rho, self.l2)
-        if self._made is None or self._made[0] != name:
-            self._make(name, shape, self.rows.dtype)
-        if self.gram.dtype == np.float32 and _rounds_badly(self.gram, size):
-            self._make(name, shape, np.dtype(np.float64))
-        return self.gram, size
+        made = self._made
+        if made is None or made.name != name:
+            made = self._make(name, shape, self.rows.dtype)
+        if made.gram.dtype == np.float32 and _rounds_badly(made.gram, size):
+            made = self._make(name, shape, np.dtype(np.float64))
+        self._made = made
+        return made, _Factor(made.gram, size)
 
-    def _make(self, name: str | float, shape: np.ndarray, dtype: np.dtype[Any]) -> None:
-        self.scale = inverse_root(shape)
-        self.scaled = self.rows.astype(dtype, copy=False) * self.scale.astype(dtype)
-        self.gram = self.scaled @ self.scaled.T
-        self.cross = None
+    def _make(self, name: str | float, shape: np.ndarray, dtype: np.dtype[Any]) -> _Scaled:
+        scale = inverse_root(shape)
+        rows = self.rows.astype(dtype, copy=False) * scale.astype(dtype)
+        cross = None
         if self.test is not None:
-            test = (self.test - self.mean_x.astype(self.test.dtype)).astype(dtype, copy=False)
-            self.cross = (test * self.scale.astype(dtype)) @ self.scaled.T
-        self._made = name, dtype
+            cross = (self.test.astype(dtype, copy=False) * scale.astype(dtype)) @ rows.T
+        return _Scaled(name, scale, rows, rows @ rows.T, cross)
 
     def predict(self, rho: float) -> np.ndarray:
         """b + D x of the test rows; (r, k)."""
-        gram, size = self._gram(rho)
-        assert self.cross is not None
-        factor = _Factor(gram, size)
-        if len(self.cross) < self.targets.shape[1]:
-            margins = factor.solve(np.ascontiguousarray(self.cross.T)).T @ self.targets
+        made, factor = self._at(rho)
+        assert made.cross is not None
+        if len(made.cross) < self.targets.shape[1]:
+            margins = factor.solve(np.ascontiguousarray(made.cross.T)).T @ self.targets
         else:
-            margins = self.cross @ factor.solve(self.targets)
+            margins = made.cross @ factor.solve(self.targets)
         return (margins + self.mean_t).astype(self.targets.dtype, copy=False)
 
     def coefficients(self, rho: float) -> tuple[np.ndarray, np.ndarray]:
         """D (k, d) and b (k,)."""
-        gram, size = self._gram(rho)
-        D = (_Factor(gram, size).solve(self.targets).T @ self.scaled) * self.scale
+        made, factor = self._at(rho)
+        D = (factor.solve(self.targets).T @ made.rows) * made.scale
         return _with_intercept(D, self.mean_x, self.mean_t)
 
     def held_out(self, rho: float, blocks: list[np.ndarray]) -> np.ndarray:
@@ -161,8 +185,7 @@ class RowSystem:
         H is the hat matrix of all rows at fixed m, r the residuals. Weights are
         positive and blocks partition the rows.
         """
-        gram, size = self._gram(rho)
-        maker = _Factor(gram, size).residual_maker() - np.outer(self.unit, self.unit)
+        maker = self._at(rho)[1].residual_maker() - np.outer(self.unit, self.unit)
         residual = maker @ self.targets
         left = _leave_out(residual, lambda at: maker[at[:, :, None], at[:, None, :]], blocks)
         return (self.targets - left) / self.root[:, None] + self.mean_t

@@ -1,0 +1,285 @@
+"""How are all labels of a logistic head fitted, alone and fold by fold?
+
+Labels known on the same images share rows and coordinates (:class:`Rows`); some
+hundred of them at a time move together (:class:`Chunk`), and keep their solution
+as the start for the next rate. Chunks of all folds run side by side.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from heads.dropout import (
+    check_l2,
+    margin_variance,
+    noise_averaged_probability,
+    rho_from_dropout,
+    second_moments,
+)
+from heads.features import Coordinates, principal_coordinates, scaled_coordinates
+from heads.gaussian import GaussianBatch
+from heads.newton import Batch, LogisticBatch, Solution, base_rate_loss, minimise
+from heads.parallel import Map, worker_threads
+from heads.rare import label_counts, logistic_rare_bias, trainable
+from heads.selection import OutOfFold
+from heads.training import TrainingSet, label_patterns
+
+_LABELS = 128  # of one product
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised, and how closely.
+
+    Attributes
+    ----------
+    noise : "quadratic" or "gaussian"
+    l2 : float
+    min_positives : int
+    tol : float
+    max_iter : int
+    """
+
+    noise: str
+    l2: float
+    min_positives: int
+    tol: float
+    max_iter: int
+
+    @classmethod
+    def checked(
+        cls, noise: str, l2: float, min_positives: int, tol: float, max_iter: int
+    ) -> Objective:
+        """Refuse what cannot be minimised."""
+        if noise not in ("quadratic", "gaussian"):
+            raise ValueError(f"noise is {noise!r}; expected 'quadratic' or 'gaussian'")
+        if not tol > 0 or not max_iter >= 1:
+            raise ValueError(f"tol is {tol}, max_iter {max_iter}; expected tol > 0, max_iter >= 1")
+        return cls(noise, check_l2(l2), min_positives, tol, max_iter)
+
+
+class Rows:
+    """Training rows of labels that are known on the same images, in good coordinates."""
+
+    def __init__(
+        self, data: TrainingSet, images: np.ndarray, objective: Objective, test: np.ndarray | None
+    ) -> None:
+        self.images, self.objective, self.test = images, objective, test
+        self.X = data.rows(images)
+        self.weight = data.row_weight(images)
+        self.m = second_moments(self.X, self.weight)
+        self.made = ""
+
+    def prepare(self, rho: np.ndarray) -> None:
+        """Choose coordinates: principal axes where the penalties of all labels are alike."""
+        l2, noisy = self.objective.l2, bool(rho.any())
+        name = "l2" if l2 > 0 else "dropout"
+        if noisy and (l2 > 0 or self.objective.noise == "gaussian"):
+            name = "scaled"
+        if name == self.made:
+            return
+        self.made = name
+        if name == "scaled":
+            self.at: Coordinates = scaled_coordinates(self.X, self.weight, self.m)
+            self.Z = self.at.features(self.X)
+        else:
+            shape = self.m if name == "dropout" else np.ones_like(self.m)
+            self.at, self.Z = principal_coordinates(self.X, self.weight, shape)
+        self.squares = None
+        if noisy and self.objective.noise == "gaussian":
+            self.squares = (self.X * self.at.basis) ** 2
+        self.held = None if self.test is None else self.at.features(self.test)
+
+    def penalty(self, strength: np.ndarray) -> np.ndarray:
+        """(k, 1) or (k, r) penalty strength_k m_j + l2 in these coordinates."""
+        dtype, l2 = self.Z.dtype, self.objective.l2
+        if self.made == "dropout":
+            return strength[:, None].astype(dtype)
+        if self.made == "l2":
+            return np.full((len(strength), 1), l2, dtype)
+        scale = self.at.basis.astype(np.float64) ** 2
+        return (strength[:, None] * (self.m * scale) + l2 * scale).astype(dtype)
+
+
+class Chunk:
+    """Some labels on the same rows, and their solution at the last rate."""
+
+    def __init__(self, data: TrainingSet, rows: Rows, labels: np.ndarray) -> None:
+        self.rows, self.labels = rows, labels
+        self.data = data
+        positives, total = label_counts(data, rows.images, labels)
+        self.rate = positives / total
+        self.Y = np.ascontiguousarray(data.row_targets(rows.images, labels).T)
+        base = data.row_base(rows.images, labels)
+        self.offset = None if base is None else np.ascontiguousarray(base.T)
+        self.solution: Solution | None = None
+        self.made = ""
+
+    def solve(self, rho: np.ndarray) -> Solution:
+        """Solution at rates rho (k,), from the last one on."""
+        rows, dtype = self.rows, self.data.dtype
+        if self.solution is None or self.made != rows.made:
+            W = np.zeros((len(self.labels), rows.Z.shape[1]), dtype)
+            start = np.log(self.rate / (1 - self.rate))
+            b = (start if self.offset is None else np.zeros(len(W))).astype(dtype)
+        else:
+            W, b = self.solution.W, self.solution.b
+        weight = rows.weight.astype(dtype)
+        tolerance = rows.objective.tol * base_rate_loss(self.Y, weight)
+        self.solution = minimise(self._batch(W, b, weight, rho), tolerance, rows.objective.max_iter)
+        self.made = rows.made
+        return self.solution
+
+    def _batch(self, W: np.ndarray, b: np.ndarray, weight: np.ndarray, rho: np.ndarray) -> Batch:
+        rows = self.rows
+        if rows.squares is None:
+            penalty = rows.penalty(rho * self.rate * (1 - self.rate))
+            return LogisticBatch(rows.Z, self.Y, weight, self.offset, W, b, penalty)
+        penalty = rows.penalty(np.zeros_like(rho))
+        strength = rho.astype(W.dtype)
+        return GaussianBatch(
+            rows.Z, self.Y, weight, self.offset, W, b, rows.squares, strength, penalty
+        )
+
+    def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
+        """D (k, d) and b (k,), W0 and b0 apart."""
+        assert self.solution is not None
+        D = self.rows.at.coefficients(self.solution.W)
+        return D, self.solution.b - D @ self.rows.at.mean
+
+    def unconverged(self) -> np.ndarray:
+        """Labels that the last solution left before their minimum."""
+        assert self.solution is not None
+        return self.labels[~self.solution.converged]
+
+    def held_out(self, rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Margins, W0 apart, and their variances for the test images; (r, k) each."""
+        rows, solution = self.rows, self.solution
+        assert solution is not None
+        assert rows.held is not None
+        assert rows.test is not None
+        margin = rows.held @ solution.W.T + solution.b
+        return margin, margin_variance(rows.test, rows.at.coefficients(solution.W), rho)
+
+
+class LogisticFit:
+    """All labels fitted on some images.
+
+    Parameters
+    ----------
+    data : TrainingSet
+    images : (m,) int
+        Training images.
+    objective : Objective
+    test : (r,) int, optional
+        Images that `out_of_fold` scores.
+    """
+
+    def __init__(
+        self,
+        data: TrainingSet,
+        images: np.ndarray,
+        objective: Objective,
+        test: np.ndarray | None = None,
+    ) -> None:
+        self.data, self.test = data, test
+        images = images[data.weight[images] > 0]
+        trained = trainable(data, images, objective.min_positives)
+        self.rare = np.flatnonzero(~trained)
+        self.rare_bias = logistic_rare_bias(data, images, self.rare)
+        held = None if test is None else data.view_means(test)
+        self.chunks = []
+        self.rows = []
+        for labels, known in label_patterns(data.known, images, np.flatnonzero(trained)):
+            rows = Rows(data, known, objective, held)
+            self.rows.append(rows)
+            for start in range(0, len(labels), _LABELS):
+                self.chunks.append(Chunk(data, rows, labels[start : start + _LABELS]))
+
+    def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
+        """W (K, d) and b (K,) of the last rates that all chunks solved."""
+        data = self.data
+        W = np.zeros((data.n_labels, data.n_features), data.dtype)
+        b = np.zeros(data.n_labels, data.dtype)
+        for chunk in self.chunks:
+            W[chunk.labels], b[chunk.labels] = chunk.coefficients()
+        if data.coef_init is not None and data.intercept_init is not None:
+            W += data.coef_init
+            b += data.intercept_init
+        b[self.rare] = self.rare_bias
+        return W, b
+
+    def scores(self, held: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        """Margins and probabilities (r, K) of the test images from those of the chunks."""
+        data = self.data
+        assert self.test is not None
+        base = data.base_means(self.test)
+        margin = np.zeros((len(self.test), data.n_labels), data.dtype)
+        variance = np.zeros_like(margin)
+        for chunk, (some, noise) in zip(self.chunks, held, strict=True):
+            margin[:, chunk.labels], variance[:, chunk.labels] = some, noise
+        margin[:, self.rare] = self.rare_bias
+        if base is not None and data.intercept_init is not None:
+            margin += base
+            margin[:, self.rare] -= data.intercept_init[self.rare]
+        return margin, noise_averaged_probability(margin, variance)
+
+
+def fit_logistic(
+    data: TrainingSet, objective: Objective, dropout: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """W, b and the iterations (K,) of a fit on all rows, at one rate or at one a label."""
+    rho = np.broadcast_to(rho_from_dropout(dropout), data.n_labels)
+    with worker_threads() as run:
+        fit = LogisticFit(data, np.arange(data.n_images), objective)
+        for rows in fit.rows:
+            rows.prepare(rho)
+        solutions = run(lambda chunk: chunk.solve(rho[chunk.labels]), fit.chunks)
+    n_iter = np.ones(data.n_labels, int)
+    for chunk, solution in zip(fit.chunks, solutions, strict=True):
+        n_iter[chunk.labels] = solution.n_iter
+    warn_unconverged([chunk.unconverged() for chunk in fit.chunks], objective)
+    return *fit.coefficients(), n_iter
+
+
+def warn_unconverged(failed: list[np.ndarray], objective: Objective) -> None:
+    """Warn of labels that have not converged, by name."""
+    labels = np.unique(np.concatenate(failed)) if failed else np.empty(0, int)
+    if not len(labels):
+        return
+    named = ", ".join(map(str, labels[:10])) + (", ..." if len(labels) > 10 else "")
+    warnings.warn(
+        f"{len(labels)} labels ({named}) did not converge in {objective.max_iter} iterations; "
+        "raise max_iter, tol or the dropout rate",
+        ConvergenceWarning,
+        stacklevel=4,
+    )
+
+
+def out_of_fold(
+    data: TrainingSet,
+    fits: list[LogisticFit],
+    rho: float,
+    run: Map,
+    failed: list[np.ndarray],
+) -> OutOfFold:
+    """Held-out scores at one rate, each chunk of labels of each fold a task."""
+    run(lambda rows: rows.prepare(np.asarray([rho])), [rows for fit in fits for rows in fit.rows])
+
+    def task(chunk: Chunk) -> tuple[np.ndarray, np.ndarray]:
+        rates = np.full(len(chunk.labels), rho)
+        chunk.solve(rates)
+        return chunk.held_out(rates)
+
+    held = run(task, [chunk for fit in fits for chunk in fit.chunks])
+    margin = np.empty((data.n_images, data.n_labels), data.dtype)
+    probability = np.empty_like(margin)
+    for fit in fits:
+        own, held = held[: len(fit.chunks)], held[len(fit.chunks) :]
+        margin[fit.test], probability[fit.test] = fit.scores(own)
+        failed += [chunk.unconverged() for chunk in fit.chunks]
+    return OutOfFold(margin, probability)
