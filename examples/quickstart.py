@@ -48,9 +48,9 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe("wide32", width=32, image_size=32, epochs=6, lr=2e-3),
-    Recipe("slim32", width=16, image_size=32, epochs=8, lr=3e-3),
-    Recipe("slim40", width=16, image_size=40, epochs=7, lr=3e-3),
+    Recipe("wide32", width=32, image_size=32, epochs=5, lr=2e-3),
+    Recipe("slim32", width=16, image_size=32, epochs=7, lr=3e-3),
+    Recipe("slim40", width=16, image_size=40, epochs=6, lr=3e-3),
 )
 
 

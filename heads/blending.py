@@ -75,6 +75,7 @@ class Blend(BaseEstimator):
         self,
         P: np.ndarray | Sequence[np.ndarray],
         Y: Matrix,
+        domains: np.ndarray | Sequence[str] | None = None,
         mask: Matrix | None = None,
         missed: np.ndarray | None = None,
     ) -> Blend:
@@ -86,6 +87,8 @@ class Blend(BaseEstimator):
             Out-of-fold probabilities of each model on the same rows and labels.
         Y : (n, K) dense or sparse
             True labels.
+        domains : (n,), optional
+            Domain of each row. Each domain then counts alike, whatever its number of rows.
         mask : (n, K), optional
             True where a label is unknown.
         missed : (n,) counts, optional
@@ -100,10 +103,11 @@ class Blend(BaseEstimator):
             raise ValueError(f"method is {self.method!r}; expected greedy, simplex or uniform")
         scores = [self._space(p) for p in _check_models(P)]
         truth, unknown = check_truth(Y, mask, scores[0].shape)
+        weight = _alike(domains, len(scores[0]))
 
         def cut(average: np.ndarray) -> tuple[float, float]:
-            probability = self._probability(average)
-            return best_global_threshold(probability, truth, self.beta, unknown, missed=missed)
+            P = self._probability(average)
+            return best_global_threshold(P, truth, self.beta, unknown, weight, missed)
 
         if self.method == "greedy":
             counts, path = _greedy(scores, lambda s: cut(s)[1], self.max_steps, self.patience)
@@ -112,7 +116,7 @@ class Blend(BaseEstimator):
         else:
             self.weights_ = np.full(len(scores), 1 / len(scores))
             if self.method == "simplex":
-                self.weights_ = _simplex(scores, truth, unknown, self.average == "logit")
+                self.weights_ = _simplex(scores, truth, unknown, weight, self.average == "logit")
         self.threshold_, self.score_ = cut(_combine(scores, self.weights_))
         if self.method != "greedy":
             self.path_ = {"model": np.array([-1]), "score": np.array([self.score_])}
@@ -201,8 +205,23 @@ def _greedy(
     return counts, {"model": np.array(added), "score": np.array(reached)}
 
 
+def _alike(domains: np.ndarray | Sequence[str] | None, n: int) -> np.ndarray | None:
+    """Row weights (n,) with mean 1 that give every domain the same sum."""
+    if domains is None:
+        return None
+    if len(domains) != n:
+        raise ValueError(f"domains has length {len(domains)}, but the models score {n} rows")
+    _, code, count = np.unique(np.asarray(domains), return_inverse=True, return_counts=True)
+    weight: np.ndarray = (n / len(count) / count)[code.reshape(-1)]
+    return weight
+
+
 def _simplex(
-    scores: Sequence[np.ndarray], truth: csr_matrix, unknown: Matrix | None, logits: bool
+    scores: Sequence[np.ndarray],
+    truth: csr_matrix,
+    unknown: Matrix | None,
+    weight: np.ndarray | None,
+    logits: bool,
 ) -> np.ndarray:
     """Weights on the simplex that minimise the mean log-loss, by exponentiated gradient.
 
@@ -212,9 +231,11 @@ def _simplex(
     max_m g' (w - e_m) above its minimum, which tells when to stop.
     """
     y = truth.toarray()
-    known = np.ones(y.shape, bool)
+    known = np.ones(y.shape)
     if unknown is not None:
-        known = ~(unknown if isinstance(unknown, np.ndarray) else unknown.toarray())
+        known -= unknown if isinstance(unknown, np.ndarray) else unknown.toarray()
+    if weight is not None:
+        known *= weight[:, None]
     count = known.sum()
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:

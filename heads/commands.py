@@ -261,7 +261,7 @@ def blend(config: BlendConfig) -> StoredBlend:
             raise ValueError(f"{path}: its classes are not those of {config.heads[0]}")
         scores.append(_in_order(path, model.oof["target"], target.ids, config.heads[0]))
     fitted = Blend(beta=config.beta, method=config.method, average=config.average)
-    fitted.fit(scores, target.Y, target.mask, target.missed)
+    fitted.fit(scores, target.Y, mask=target.mask, missed=target.missed)
     P = fitted.predict_proba(scores)
     used = np.flatnonzero(fitted.weights_ > 0)
     weights = fitted.weights_.tolist()

@@ -214,7 +214,7 @@ def test_weights_threshold_and_score_belong_together(
     P = [p.astype(dtype) for p in P]
     mask = rng.random(Y.shape) < 0.2
     missed = rng.integers(0, 3, len(Y))
-    blend = Blend(method=method, average=average, max_steps=6).fit(P, Y, mask, missed)
+    blend = Blend(method=method, average=average, max_steps=6).fit(P, Y, mask=mask, missed=missed)
     assert blend.weights_.shape == (M,)
     assert np.all(blend.weights_ >= 0)
     assert blend.weights_.sum() == pytest.approx(1, abs=1e-12)
@@ -328,3 +328,25 @@ def test_other_models_than_fitted_are_refused() -> None:
         blend.predict(P[:2])
     with pytest.raises(ValueError, match="P has 4 labels"):
         blend.predict([p[:, :4] for p in P])
+
+
+@pytest.mark.parametrize("method", ["greedy", "simplex", "uniform"])
+def test_every_domain_counts_alike_whatever_its_rows(method: str) -> None:
+    """Rows of one domain twice over change nothing, while without domains they do."""
+    rng = np.random.default_rng(5)
+    Y = (rng.random((60, 6)) < 0.3).astype(float)
+    noise = np.where(np.arange(60) < 40, 0.8, 1.5)[:, None]  # models differ between domains
+    P = [expit(3 * Y - 1.5 + noise * (m + 1) ** 0.5 * rng.normal(size=Y.shape)) for m in range(3)]
+    domains = np.repeat(["home", "away"], [40, 20])
+    twice = np.r_[np.arange(60), np.arange(40)]
+    one = Blend(method=method).fit(P, Y, domains)
+    other = Blend(method=method).fit([p[twice] for p in P], Y[twice], domains[twice])
+    np.testing.assert_allclose(one.weights_, other.weights_, atol=1e-4)
+    assert one.score_ == pytest.approx(other.score_, abs=1e-9)
+    pooled = Blend(method=method).fit(P, Y)
+    assert pooled.score_ != pytest.approx(one.score_, abs=1e-6)
+
+
+def test_domains_of_another_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="domains has length 2, but the models score 3 rows"):
+        Blend().fit([np.full((3, 2), 0.5)], np.zeros((3, 2)), domains=["a", "b"])
