@@ -53,10 +53,10 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def centre(self, image: Image.Image) -> Image.Image:
-        """The part that the plain view shows, at its own resolution."""
-        side = min(image.size) * self.crop
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        box = (round(left), round(top), round(left + side), round(top + side))
+        """The part that the plain view shows, at its own resolution; a square of whole pixels."""
+        side = max(1, round(min(image.size) * self.crop))
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        box = (left, top, left + side, top + side)
         return image if box == (0, 0, *image.size) else image.crop(box)
 
     def frame(

@@ -29,6 +29,7 @@ from heads.selection import OutOfFold
 from heads.training import TrainingSet, label_patterns
 
 _LABELS = 128  # of one product
+_POINTS = 3  # of a path of rates that foretell the next
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,34 @@ class Rows:
         return (strength[:, None] * (self.m * scale) + l2 * scale).astype(dtype)
 
 
+@dataclass(frozen=True)
+class _Point:
+    """The solution at log rho = `at`."""
+
+    at: float
+    W: np.ndarray
+    b: np.ndarray
+
+
+def _extrapolate(path: list[_Point], at: float) -> tuple[np.ndarray, np.ndarray]:
+    """W and b at log rho = `at`, by the polynomial through the last points of the path.
+
+    That takes a third off the iterations; but it is done one step ahead only.
+    """
+    if at > path[0].at:
+        return path[0].W, path[0].b
+    near = path[-_POINTS:]
+    if len(near) == 1 or near[-1].at - at > 1.5 * (near[-2].at - near[-1].at):
+        return path[-1].W, path[-1].b
+    W, b = np.zeros_like(near[0].W), np.zeros_like(near[0].b)
+    for point in near:
+        others = [other.at for other in near if other is not point]
+        share = W.dtype.type(np.prod([(at - x) / (point.at - x) for x in others]))
+        W += share * point.W
+        b += share * point.b
+    return W, b
+
+
 class Chunk:
     """Some labels on the same rows, and their solution at the last rate."""
 
@@ -116,23 +145,29 @@ class Chunk:
         self.Y = np.ascontiguousarray(data.row_targets(rows.images, labels).T)
         base = data.row_base(rows.images, labels)
         self.offset = None if base is None else np.ascontiguousarray(base.T)
+        self.path: list[_Point] = []
         self.solution: Solution | None = None
         self.made = ""
 
     def solve(self, rho: np.ndarray) -> Solution:
-        """Solution at rates rho (k,), from the last one on."""
-        rows, dtype = self.rows, self.data.dtype
-        if self.solution is None or self.made != rows.made:
-            W = np.zeros((len(self.labels), rows.Z.shape[1]), dtype)
-            start = np.log(self.rate / (1 - self.rate))
-            b = (start if self.offset is None else np.zeros(len(W))).astype(dtype)
-        else:
-            W, b = self.solution.W, self.solution.b
-        weight = rows.weight.astype(dtype)
+        """Solution at rates rho (k,), started from those at the rates before."""
+        rows = self.rows
+        if self.made != rows.made:
+            self.made, self.path = rows.made, []
+        at = float(np.log(max(rho.max(), 1e-300)))
+        W, b = _extrapolate(self.path, at) if self.path else self._without_weights()
+        weight = rows.weight.astype(W.dtype)
         tolerance = rows.objective.tol * base_rate_loss(self.Y, weight)
         self.solution = minimise(self._batch(W, b, weight, rho), tolerance, rows.objective.max_iter)
-        self.made = rows.made
+        # The first one is for a rate beyond it, the others for the rates to come.
+        del self.path[1:-_POINTS]
+        self.path.append(_Point(at, self.solution.W, self.solution.b))
         return self.solution
+
+    def _without_weights(self) -> tuple[np.ndarray, np.ndarray]:
+        W = np.zeros((len(self.labels), self.rows.Z.shape[1]), self.data.dtype)
+        start = np.log(self.rate / (1 - self.rate))
+        return W, (start if self.offset is None else np.zeros(len(W))).astype(W.dtype)
 
     def _batch(self, W: np.ndarray, b: np.ndarray, weight: np.ndarray, rho: np.ndarray) -> Batch:
         rows = self.rows

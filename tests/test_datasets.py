@@ -49,6 +49,11 @@ def test_the_choice_does_not_follow_the_order_of_the_ids() -> None:
     np.testing.assert_array_equal(hold_out(IDS[order], "100"), held[order])
 
 
+def test_the_choice_stays_what_it_is_in_all_versions() -> None:
+    ids = np.array([f"i{k}" for k in range(12)])
+    assert ids[hold_out(ids, "4")].tolist() == ["i0", "i4", "i6", "i10"]
+
+
 @SETTINGS
 @given(
     old=st.sets(NAMES, min_size=6, max_size=30), added=st.sets(NAMES, max_size=30), data=st.data()

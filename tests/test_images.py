@@ -61,6 +61,14 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
+def gif_without_pixels() -> bytes:
+    """A GIF whose only frame is 0 x 0 pixels large."""
+    data = bytearray(encoded(Image.new("L", (4, 4)), "GIF"))
+    frame = data.rindex(b",")
+    data[frame + 5 : frame + 9] = bytes(4)
+    return bytes(data)
+
+
 def pixels_of(path: Path) -> np.ndarray:
     return np.asarray(decode(path))
 
@@ -216,6 +224,7 @@ def test_truncated_files_are_unreadable(write: Write, kind: str, share: float) -
         (b"\xff\xd8\xff", "cannot identify image file"),
         (png_header(60_000, 60_000), "exceeds limit"),
         (b"P6 0 7 255\n", "cannot identify image file"),
+        (gif_without_pixels(), "tile cannot extend outside image"),
     ],
 )
 def test_what_is_no_image(write: Write, content: bytes, reason: str) -> None:
@@ -258,10 +267,10 @@ def test_cmyk(write: Write) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bits_are_scaled_and_not_clipped(write: Write, kind: str) -> None:
-    deep = np.array([[0, 2570, 32_896, 65_535, 257, 40_000]], np.uint16)
+    deep = np.array([[0, 2570, 32_896, 65_535, 257, 65_000]], np.uint16)
     decoded = decode(write("deep", encoded(Image.fromarray(deep), kind)))
     assert decoded.mode == "L"
-    assert np.asarray(decoded).tolist() == [[0, 10, 128, 255, 1, 156]]
+    assert np.asarray(decoded).tolist() == [[0, 10, 128, 255, 1, 253]]
 
 
 def test_16_bits_of_a_portable_greymap(write: Write) -> None:

@@ -44,16 +44,18 @@ def small_resnet(num_classes: int, width: int = 32, **kwargs: Any) -> nn.Module:
 
 
 def augment(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """What may happen to a written character: tilt, size, place, stroke weight, ink and noise.
+    """What may happen to a written character: tilt, slant, size, place, stroke weight, ink, noise.
 
     A mirror image of a character is another character, so nothing is flipped.
     """
     zoom = CROP * min(image.size) / size
     angle = math.radians(rng.uniform(-8, 8))
-    scale_x, scale_y = np.exp(rng.uniform(-0.18, 0.1, 2)) / zoom
+    scale_x, scale_y = np.exp(rng.uniform(-0.28, 0.08, 2)) / zoom
+    shear_x, shear_y = rng.uniform(-0.15, 0.15, 2)
     shift_x, shift_y = rng.uniform(-0.06, 0.06, 2) * min(image.size)
     cos, sin = math.cos(angle), math.sin(angle)
-    a, b, d, e = cos / scale_x, sin / scale_x, -sin / scale_y, cos / scale_y
+    a, b = (cos + shear_x * sin) / scale_x, (sin + shear_x * cos) / scale_x
+    d, e = (shear_y * cos - sin) / scale_y, (cos + shear_y * sin) / scale_y
     c = image.width / 2 + shift_x - (a + b) * size / 2
     f = image.height / 2 + shift_y - (d + e) * size / 2
     image = image.transform(
