@@ -48,9 +48,9 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe("wide32", width=32, image_size=32, epochs=5, lr=2e-3),
-    Recipe("slim32", width=16, image_size=32, epochs=7, lr=3e-3),
-    Recipe("slim40", width=16, image_size=40, epochs=6, lr=3e-3),
+    Recipe("wide32", width=32, image_size=32, epochs=6, lr=2e-3),
+    Recipe("slim32", width=16, image_size=32, epochs=8, lr=3e-3),
+    Recipe("slim40", width=16, image_size=40, epochs=7, lr=3e-3),
 )
 
 
@@ -225,7 +225,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("quickstart"), help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument(
-        "--epochs", type=int, help="train every network that long (default: 5 to 7 epochs)"
+        "--epochs", type=int, help="train every network that long (default: 6 to 8 epochs)"
     )
     arguments = parser.parse_args()
     recipes: tuple[Recipe, ...] = RECIPES

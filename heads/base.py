@@ -20,7 +20,7 @@ from heads.training import (
 )
 
 
-class LinearHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class LinearHead(ClassifierMixin, BaseEstimator):
     """A linear classifier of several labels, each yes or no, or of one binary target.
 
     Subclasses give `_fit` and `_probability`.
@@ -112,7 +112,8 @@ class LinearHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             validate_data(self, X=X, reset=reset, skip_check_array=True)
         elif reset:
             self.n_features_in_ = checked.shape[2]
-            vars(self).pop("feature_names_in_", None)
+            if hasattr(self, "feature_names_in_"):
+                del self.feature_names_in_
         elif checked.shape[2] != self.n_features_in_:
             raise ValueError(
                 f"X has {checked.shape[2]} features, but {type(self).__name__} is expecting "

@@ -9,6 +9,7 @@ from scipy.special import expit
 
 _STEPS = 100
 _TOL = 1e-8
+_BINS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,17 @@ def fit_platt(
     Minimises sum_i a_i loss(y', slope s + intercept), where y' moves y towards
     1/2 as one more positive and one more negative would: y' = (n_pos + 1) /
     (n_pos + 2) for y = 1 and 1 / (n_neg + 2) for y = 0. Newton steps on
-    standardised scores, halved until the loss falls. O(n K) a step.
+    standardised scores, halved until the loss falls. More than 2^16 scores are
+    counted in that many bins of equal width, each at its mean, which moves the
+    answer by far less than its own uncertainty; so the time is O(n K) once.
     """
-    a = weight if known is None else weight[:, None] * known
-    a = np.broadcast_to(a[:, None] if a.ndim == 1 else a, scores.shape)
-    used = a > 0
-    s, y, a = scores[used].astype(np.float64), Y[used].astype(np.float64), a[used]
+    if scores.size > _BINS:
+        s, y, a = _binned(scores, Y, known, weight)
+    else:
+        shape = (weight if known is None else weight[:, None] * known).reshape(len(weight), -1)
+        a = np.broadcast_to(shape, scores.shape)
+        used = a > 0
+        s, y, a = scores[used].astype(np.float64), Y[used].astype(np.float64), a[used]
     total, positives = a.sum(), a @ y
     low, high = 1 / (total - positives + 2), (positives + 1) / (positives + 2)
     y = low + (high - low) * y
@@ -64,10 +70,31 @@ def fit_platt(
     theta = np.array([0.0, np.log(rate / (1 - rate))])
     if not spread > 1e-12 * max(1.0, abs(centre)):
         return PlattScaling(0.0, float(theta[1]))
-    z = (s - centre) / spread
-    theta = _newton(z, y, a, theta)
+    theta = _newton((s - centre) / spread, y, a, theta)
     slope = float(theta[0]) / spread
     return PlattScaling(slope, float(theta[1] - slope * centre))
+
+
+def _binned(
+    scores: np.ndarray, Y: np.ndarray, known: np.ndarray | None, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean score, mean target and weight of each bin that is not empty."""
+    low, high = float(scores.min()), float(scores.max())
+    per_unit = (_BINS - 1) / max(high - low, 1e-300)
+    sums = np.zeros((3, _BINS))
+    rows = max(1, (1 << 20) // scores.shape[1])
+    for start in range(0, len(scores), rows):
+        at = slice(start, start + rows)
+        a = np.repeat(weight[at], scores.shape[1])
+        if known is not None:
+            a *= known[at].ravel()
+        s = scores[at].ravel().astype(np.float64)
+        index = ((s - low) * per_unit).astype(np.intp)
+        for total, values in zip(sums, (a, a * s, a * Y[at].ravel()), strict=True):
+            total += np.bincount(index, values, minlength=_BINS)
+    kept = sums[0] > 0
+    a, s, y = sums[:, kept]
+    return s / a, y / a, a
 
 
 def _newton(z: np.ndarray, y: np.ndarray, a: np.ndarray, theta: np.ndarray) -> np.ndarray:

@@ -135,7 +135,7 @@ def _by_normal_rule(
 
 
 class GaussianBatch(RowBatch):
-    """sum_i a_i E(log(1 + exp t_i) - y_i t_i) + 1/2 sum_j penalty_kj w_j^2, t_i ~ Normal(mu_i, v_i).
+    """sum_i a_i E(log(1 + e^t_i) - y_i t_i) + 1/2 sum_j penalty_kj w_j^2, t_i ~ Normal(mu_i, v_i).
 
     v_i = rho_k sum_j u_ij w_j^2 with u the squares of the features that the noise
     multiplies. An iteration takes five products: mu and two for v along the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,8 @@ class Moments:
         sum_i a_i t_i
     xt : (d, k)
         sum_i a_i (x_i - o) t_i'
+    tt : (k,)
+        sum_i a_i t_i^2
     """
 
     origin: np.ndarray
@@ -35,6 +37,7 @@ class Moments:
     xx: np.ndarray
     t: np.ndarray
     xt: np.ndarray
+    tt: np.ndarray
 
     @classmethod
     def zero(cls, origin: np.ndarray, n_targets: int) -> Moments:
@@ -47,6 +50,7 @@ class Moments:
             xx=np.zeros((d, d)),
             t=np.zeros(n_targets),
             xt=np.zeros((d, n_targets)),
+            tt=np.zeros(n_targets),
         )
 
     @classmethod
@@ -60,32 +64,41 @@ class Moments:
         o = origin.astype(X.dtype)
         for start in range(0, len(X), _ROWS):
             at = slice(start, start + _ROWS)
-            a = weight[at].astype(X.dtype)
-            centred = X[at] - o
-            weighted = centred * a[:, None]
-            total.xx[...] += weighted.T @ centred
-            total.xt[...] += weighted.T @ T[at]
-            total.x[...] += weighted.sum(axis=0, dtype=np.float64)
-            total.t[...] += a @ T[at]
-        return cls(origin, float(weight.sum()), total.x, total.xx, total.t, total.xt)
+            root = np.sqrt(weight[at]).astype(X.dtype)
+            rows = (X[at] - o) * root[:, None]
+            targets = T[at] * root[:, None]
+            # One array times itself: BLAS makes half of the product only.
+            total.xx[...] += rows.T @ rows
+            total.xt[...] += rows.T @ targets
+            total.x[...] += root @ rows
+            total.t[...] += root @ targets
+            total.tt[...] += np.einsum("ik,ik->k", targets, targets)
+        return replace(total, weight=float(weight.sum()))
 
     def __add__(self, other: Moments) -> Moments:
         if not np.array_equal(self.origin, other.origin):
             raise ValueError("moments about different origins cannot be added; use one origin")
         return Moments(
-            self.origin,
-            self.weight + other.weight,
-            self.x + other.x,
-            self.xx + other.xx,
-            self.t + other.t,
-            self.xt + other.xt,
+            origin=self.origin,
+            weight=self.weight + other.weight,
+            x=self.x + other.x,
+            xx=self.xx + other.xx,
+            t=self.t + other.t,
+            xt=self.xt + other.xt,
+            tt=self.tt + other.tt,
         )
 
     def targets(self, columns: np.ndarray) -> Moments:
         """The same rows with some of the targets only."""
-        return Moments(
-            self.origin, self.weight, self.x, self.xx, self.t[columns], self.xt[:, columns]
-        )
+        return replace(self, t=self.t[columns], xt=self.xt[:, columns], tt=self.tt[columns])
+
+    def squared_error(self, D: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """(k,) sum_i a_i (t_i - b - D x_i)^2; products in the type of D (k, d)."""
+        c = b + D @ self.origin
+        fitted = np.einsum("kj,kj->k", D @ self.xx.astype(D.dtype), D, dtype=np.float64)
+        crossed = np.einsum("kj,jk->k", D, self.xt)
+        linear = D @ self.x
+        return fitted + 2 * c * linear + c * c * self.weight - 2 * (crossed + c * self.t) + self.tt
 
     @property
     def mean_x(self) -> np.ndarray:

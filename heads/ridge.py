@@ -156,7 +156,10 @@ class DropoutRidgeCV(LinearHead):
 
         with worker_threads() as run:
             folds, evaluate = self._plan(data, search.dropouts, run)
-            chosen = select_dropout(evaluate, data, folds, search, calibrate)
+            quick = None
+            if self.scoring == "mse" and isinstance(evaluate, FoldScores) and evaluate.has_moments:
+                quick = evaluate.squared_errors
+            chosen = select_dropout(evaluate, data, folds, search, calibrate, quick)
             whole = RidgeFit(data, np.flatnonzero(data.weight > 0), self.l2, self.min_positives)
             self.coef_, self.intercept_ = whole.coefficients(rho_from_dropout(chosen.dropout))
         self.dropout_ = chosen.dropout if self.per_label else float(chosen.dropout)

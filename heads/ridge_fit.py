@@ -6,6 +6,9 @@ it is solved on the side of rows or of features, whichever is smaller.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -105,10 +108,19 @@ def _origin(data: TrainingSet) -> np.ndarray:
     return data.view_means(sample).mean(axis=0, dtype=np.float64)
 
 
+@dataclass(frozen=True)
+class FoldMoments:
+    """Moments of a fold's training and test rows for some labels."""
+
+    labels: np.ndarray
+    train: Moments
+    test: Moments
+
+
 def fold_moments(
     data: TrainingSet, folds: list[Fold], labels: np.ndarray, run: Map
-) -> list[Moments | None]:
-    """Moments of each fold's training rows as sums over the other folds' test rows.
+) -> list[FoldMoments | None]:
+    """Moments of each fold's test rows, and of its training rows as sums over other folds.
 
     None for each fold if some fold trains among rows, on other rows than all but
     its test rows, or if labels are known on different rows.
@@ -120,13 +132,11 @@ def fold_moments(
     if not whole or len(folds) < 2 or data.known is not None:
         return [None] * len(folds)
     parts = run(lambda fold: image_moments(data, fold[1], labels, data.dtype), folds)
-    sums: list[Moments | None] = []
-    for left_out in range(len(parts)):
-        total = Moments.zero(parts[0].origin, len(labels))
-        for index, part in enumerate(parts):
-            total = total if index == left_out else total + part
-        sums.append(total)
-    return sums
+    shared: list[FoldMoments | None] = []
+    for index, part in enumerate(parts):
+        others = parts[:index] + parts[index + 1 :]
+        shared.append(FoldMoments(labels, reduce(add, others), part))
+    return shared
 
 
 class RidgeFit:
@@ -141,7 +151,8 @@ class RidgeFit:
     min_positives : int
     test : (r,) int, optional
         Images that `predict` scores.
-    moments : (labels, Moments of the training rows and these labels), optional
+    moments : FoldMoments, optional
+        Of these images and test images, for all labels that may be trained.
     """
 
     def __init__(
@@ -151,9 +162,9 @@ class RidgeFit:
         l2: float,
         min_positives: int,
         test: np.ndarray | None = None,
-        moments: tuple[np.ndarray, Moments] | None = None,
+        moments: FoldMoments | None = None,
     ) -> None:
-        self.data, self.test = data, test
+        self.data, self.test, self.moments = data, test, moments
         trained = trainable(data, images, min_positives)
         self.rare = np.flatnonzero(~trained)
         self.rare_bias = squared_rare_bias(data, images, self.rare)
@@ -161,8 +172,24 @@ class RidgeFit:
         for labels, known in label_patterns(data.known, images, np.flatnonzero(trained)):
             shared = None
             if moments is not None:
-                shared = moments[1].targets(np.searchsorted(moments[0], labels))
+                shared = moments.train.targets(np.searchsorted(moments.labels, labels))
             self.parts.append(_Part(data, labels, known, l2, test, shared))
+
+    def squared_error(self, rho: float) -> np.ndarray:
+        """(K,) weighted sum over the test rows, from moments alone; needs one view."""
+        moments, data = self.moments, self.data
+        assert moments is not None
+        assert self.test is not None
+        errors = np.empty(data.n_labels)
+        for part in self.parts:
+            D, b = part.coefficients(rho)
+            at = np.searchsorted(moments.labels, part.labels)
+            errors[part.labels] = moments.test.targets(at).squared_error(D, b)
+        scores = np.zeros((len(self.test), data.n_labels), data.dtype)
+        self._score_rare(scores, data.base_means(self.test))
+        left = scores[:, self.rare] - data.Y[np.ix_(self.test, self.rare)]
+        errors[self.rare] = data.weight[self.test] @ (left * left)
+        return errors
 
     def predict(self, rho: float) -> np.ndarray:
         """(r, K) scores of the test images."""
@@ -229,9 +256,8 @@ def fit_folds(
     shared = fold_moments(data, folds, labels, run)
 
     def fit(index: int) -> RidgeFit:
-        (train, test), moments = folds[index], shared[index]
-        with_labels = None if moments is None else (labels, moments)
-        return RidgeFit(data, train, l2, min_positives, test, with_labels)
+        train, test = folds[index]
+        return RidgeFit(data, train, l2, min_positives, test, shared[index])
 
     return run(fit, range(len(folds)))
 
@@ -256,6 +282,16 @@ class FoldScores:
             rates = [dropout, *(p for p in self.waiting if p < dropout)][: self.at_once]
             self._make(rates if dropout in self.waiting else [dropout])
         return OutOfFold(self.ready.pop(dropout), None)
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether `squared_errors` can be had: the score of an image is that of its row."""
+        return self.data.n_views == 1 and all(fit.moments is not None for fit in self.fits)
+
+    def squared_errors(self, dropout: float) -> np.ndarray:
+        """(folds, K) weighted sums of squared errors of held-out scores, without the scores."""
+        rho = float(rho_from_dropout(dropout))
+        return np.stack(self.run(lambda fit: fit.squared_error(rho), self.fits))
 
     def _make(self, rates: list[float]) -> None:
         shape = (self.data.n_images, self.data.n_labels)

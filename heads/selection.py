@@ -130,16 +130,20 @@ class _Scorer:
             P = self.calibrate(oof.margin)
         entry_losses = log_losses if self.search.scoring == "log_loss" else squared_errors
         sums = np.empty((len(self.tests), data.n_labels))
-        weights = np.empty_like(sums)
         for fold, test in enumerate(self.tests):
             losses = entry_losses(data.Y[test], P[test])
-            a = data.weight[test]
-            if data.known is None:
-                weights[fold] = a.sum()
-            else:
+            if data.known is not None:
                 losses *= data.known[test]
-                weights[fold] = a @ data.known[test]
-            sums[fold] = a.astype(losses.dtype) @ losses
+            sums[fold] = data.weight[test].astype(losses.dtype) @ losses
+        return self.from_sums(sums)
+
+    def from_sums(self, sums: np.ndarray) -> _Score:
+        """The score of weighted sums of losses (F, K)."""
+        data = self.data
+        weights = np.empty_like(sums)
+        for fold, test in enumerate(self.tests):
+            a = data.weight[test]
+            weights[fold] = a.sum() if data.known is None else a @ data.known[test]
         if not weights.sum() > 0:
             raise ValueError("no target with a positive weight is known; nothing can be scored")
         with np.errstate(invalid="ignore"):
@@ -181,26 +185,35 @@ class _Best:
         size = n_labels if search.per_label else 1
         self.cost = np.full(size, np.inf)
         self.dropout = np.zeros(size)
+        self.offers = 0
         self.oof: OutOfFold | None = None
 
-    def offer(self, dropout: float, score: _Score, oof: OutOfFold) -> None:
-        pooled = np.array([score.pooled])
-        cost = self.sign * (score.labels if self.search.per_label else pooled)
+    def offer(self, dropout: float, score: _Score, oof: OutOfFold | None) -> None:
+        """Compare a rate; without `oof`, its scores are to be filled in later."""
+        scores = score.labels if self.search.per_label else None
+        cost = self.sign * (np.array([score.pooled]) if scores is None else scores)
         # Of equal rates the stronger one: it leaves less to chance.
         better = (cost < self.cost) | ((cost == self.cost) & (dropout > self.dropout))
-        if self.oof is None:
+        if not self.offers:
             better[:] = True
+        self.offers += 1
         self.cost = np.where(better, cost, self.cost)
         self.dropout = np.where(better, dropout, self.dropout)
-        if not self.search.per_label:
-            self.oof = oof if better[0] else self.oof
-            return
-        if self.oof is None:
+        if oof is not None:
+            self._take(oof, better)
+
+    def fill(self, evaluate: Callable[[float], OutOfFold]) -> None:
+        """Evaluate the rates that were chosen."""
+        for dropout in np.unique(self.dropout):
+            self._take(evaluate(float(dropout)), self.dropout == dropout)
+
+    def _take(self, oof: OutOfFold, better: np.ndarray) -> None:
+        if self.oof is None or (better.all() and len(better) == 1):
             self.oof = oof
-            return
-        self.oof.margin[:, better] = oof.margin[:, better]
-        if self.oof.probability is not None and oof.probability is not None:
-            self.oof.probability[:, better] = oof.probability[:, better]
+        elif len(better) > 1:
+            self.oof.margin[:, better] = oof.margin[:, better]
+            if self.oof.probability is not None and oof.probability is not None:
+                self.oof.probability[:, better] = oof.probability[:, better]
 
 
 def select_dropout(
@@ -209,6 +222,7 @@ def select_dropout(
     folds: list[Fold],
     search: Search,
     calibrate: Callable[[np.ndarray], np.ndarray] | None = None,
+    squared_errors: Callable[[float], np.ndarray] | None = None,
 ) -> Selected:
     """Score every rate out of fold, from the strongest down, and pick the best.
 
@@ -221,20 +235,29 @@ def select_dropout(
         Gives new arrays of held-out scores of all images.
     calibrate : function of margins, optional
         Gives probabilities where `evaluate` does not.
+    squared_errors : function of a rate, optional
+        Gives weighted sums (folds, K) of squared errors, for scoring by "mse"
+        where that is cheaper than the scores; these are made for the best rate only.
     """
     scorer = _Scorer(data, folds, search, calibrate)
     best = _Best(search, data.n_labels)
     scores: dict[float, _Score] = {}
 
     def run(dropout: float) -> None:
-        oof = evaluate(dropout)
-        scores[dropout] = scorer.score(oof)
+        if squared_errors is None:
+            oof = evaluate(dropout)
+            scores[dropout] = scorer.score(oof)
+        else:
+            oof = None
+            scores[dropout] = scorer.from_sums(squared_errors(dropout))
         best.offer(dropout, scores[dropout], oof)
 
     for dropout in search.dropouts[::-1]:
         run(float(dropout))
     if len(search.dropouts) > 1:
         _extend(run, scores, best.sign)
+    if best.oof is None:
+        best.fill(evaluate)
     assert best.oof is not None
     chosen = best.dropout if search.per_label else best.dropout[0]
     results = _results(scores)

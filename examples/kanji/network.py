@@ -50,8 +50,8 @@ def augment(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Im
     """
     zoom = CROP * min(image.size) / size
     angle = math.radians(rng.uniform(-8, 8))
-    scale_x, scale_y = np.exp(rng.uniform(-0.28, 0.08, 2)) / zoom
-    shear_x, shear_y = rng.uniform(-0.15, 0.15, 2)
+    scale_x, scale_y = np.exp(rng.uniform(-0.22, 0.08, 2)) / zoom
+    shear_x, shear_y = rng.uniform(-0.1, 0.1, 2)
     shift_x, shift_y = rng.uniform(-0.06, 0.06, 2) * min(image.size)
     cos, sin = math.cos(angle), math.sin(angle)
     a, b = (cos + shear_x * sin) / scale_x, (sin + shear_x * cos) / scale_x
