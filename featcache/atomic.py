@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
@@ -43,6 +44,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
         raise
     sync(target.parent)
+
+
+def clear_leftovers(path: str | os.PathLike[str]) -> None:
+    """Delete the temporary files of processes that were killed while they replaced ``path``.
+
+    Only for one who holds a lock that keeps others from writing it now.
+    """
+    target = Path(path)
+    for temporary in target.parent.glob(f".{glob.escape(target.name)}.{'?' * 8}"):
+        temporary.unlink()
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> None:

@@ -39,7 +39,7 @@ def beside(target: Path, suffix: str) -> Path:
 
 def discard(target: Path) -> None:
     """Delete what runs have left of `target`; the journal first, as it refers to the rest."""
-    for suffix in (".journal", ".journal.new", ".partial.new", ".partial"):
+    for suffix in (".journal", ".partial.new", ".partial"):
         beside(target, suffix).unlink(missing_ok=True)
 
 

@@ -142,13 +142,6 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def clear_leftovers(path: Path) -> None:
-    """Delete temporary files (named by ``tempfile``) of a process that was killed meanwhile."""
-    for name in FILES:
-        for temporary in path.glob(f".{name}.{'?' * 8}"):
-            temporary.unlink()
-
-
 def reason_of(error: Exception) -> str:
     """The first line of a message of somebody else's."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -15,6 +15,7 @@ from torch import nn
 
 from featcache import batches, runs
 from featcache.annotations import Labels
+from featcache.atomic import clear_leftovers
 from featcache.console import Interrupted, Progress, StopRequest, duration
 from featcache.datasets import load_data
 from featcache.errors import InputError
@@ -127,7 +128,8 @@ class Trainer:
         InputError
             If the folder holds a run with other settings, or other files.
         """
-        runs.clear_leftovers(self.path)
+        for name in runs.FILES:
+            clear_leftovers(self.path / name)
         if self.config.overwrite:
             # The configuration goes last: a folder without it is not known to be a run.
             for name in reversed(runs.FILES):

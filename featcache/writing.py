@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from featcache import layout, partial
+from featcache.atomic import clear_leftovers
 from featcache.contents import CacheContents, plain
 from featcache.errors import InputError
 from featcache.journal import Journal, Lock, difference
@@ -112,6 +113,7 @@ class CacheWriter:
 
     def _open(self, overwrite: bool) -> None:
         journal_path = partial.beside(self.path, ".journal")
+        clear_leftovers(journal_path)
         if self._resume and journal_path.exists():
             self._journal = Journal(journal_path)
             if self._was_renamed(self._journal):
