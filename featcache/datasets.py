@@ -91,6 +91,11 @@ def load_data(config: TrainingConfig) -> Data:
         descriptions=config.descriptions or None,
         unlisted="unknown" if config.unlisted == "unknown" else "negative",
     )
+    if not labels.positives.nnz:
+        raise InputError(
+            f"{config.labels[0]}: no positive label of a class to train; "
+            "check --labels and --classes"
+        )
     images, missing = find_images(config.images).select(labels.ids)
     if not len(images):
         raise InputError(

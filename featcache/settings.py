@@ -39,7 +39,11 @@ class TrainingConfig:
         action="append",
         metavar="CSV",
     )
-    arch: str = required("timm model name, or package.module:factory of your own", metavar="NAME")
+    arch: str = required(
+        "timm model name, or package.module:factory of your own: called with num_classes=K, "
+        "it returns a network that ends in nn.Linear",
+        metavar="NAME",
+    )
     out: str = required(
         "folder of the run; the same command goes on where it stopped", metavar="RUN"
     )

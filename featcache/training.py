@@ -274,9 +274,9 @@ class Trainer:
         score = Score(self.device)
         self.network.eval()
         for batch in batches.loader(images, order, self.config.workers, self.device):
-            readable = torch.from_numpy(batch.readable)
+            readable = batch.readable
             if readable.any():
-                logits = self.forward(batch.pixels[readable, 0])
+                logits = self.forward(batch.pixels[torch.from_numpy(readable), 0])
                 score.update(logits, self.validation_targets(batch.rows[readable], self.device))
         self.network.train()
         return score.result()

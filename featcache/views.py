@@ -157,7 +157,10 @@ def load_object(name: str, what: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise InputError(f"{what} {name!r}: cannot import {module_name!r} ({error})") from error
+        raise InputError(
+            f"{what} {name!r}: cannot import {module_name!r} ({error}); run from the folder that "
+            "holds it, or install it"
+        ) from error
     found = getattr(module, attribute, None)
     if not callable(found):
         raise InputError(f"{what} {name!r}: {module_name} has no function {attribute!r}")

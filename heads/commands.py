@@ -6,7 +6,6 @@ import platform
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from heads.logistic import DropoutLogisticCV
 from heads.metrics import bootstrap_interval, fbeta_per_image
 from heads.prediction import Predictor
 from heads.ridge import DropoutRidgeCV
-from heads.storage import Head, OutOfFold, StoredBlend, load, save
+from heads.storage import Head, OutOfFold, StoredBlend, load, refuse_existing, save
 
 METHODS = ("logistic", "ridge")
 
@@ -136,10 +135,10 @@ def fit(config: FitConfig) -> Head:
     ValueError
         If the caches do not fit together, or have no labels.
     """
-    if Path(config.out).exists() and not config.overwrite:
-        raise ValueError(f"{config.out}: exists already; pass --overwrite or choose another --out")
+    refuse_existing(config.out, config.overwrite)
     cache = FeatureCache(config.cache)
     rows = cache.training()
+    _check_options(config, cache, len(np.unique(rows["groups"])))
     estimator = _estimator(config)
     if config.method == "ridge":
         rows |= {"coef_init": None, "intercept_init": None}
@@ -164,11 +163,14 @@ def fit(config: FitConfig) -> Head:
         else:
             estimator.fit(**rows)
             scores = estimator.oof_predict_proba_
-    facts["warnings"] = sorted({str(warning.message) for warning in caught})
+    notes = sorted({str(warning.message) for warning in caught})
     target = oof["target"] = held_out(cache, scores, rows)
     threshold, score = best_global_threshold(
         scores, target.Y, config.beta, target.mask, missed=target.missed
     )
+    if not np.isfinite(threshold):
+        what = "no label" if threshold > 0 else "every label"
+        notes.append(f"the best cut gives every image {what}: these labels teach the head nothing")
     head = Head(
         estimator=estimator,
         classes=cache.classes,
@@ -178,6 +180,7 @@ def fit(config: FitConfig) -> Head:
         oof=oof,
         provenance=facts
         | {
+            "warnings": notes,
             "command": command_line("heads fit", config, config.cache),
             "versions": _versions(),
             "cache": str(config.cache),
@@ -192,7 +195,23 @@ def fit(config: FitConfig) -> Head:
     return head
 
 
+def _check_options(config: FitConfig, cache: FeatureCache, images: int) -> None:
+    """Say what cannot work in the words of the command line."""
+    if not config.source and config.source_weight != FitConfig.source_weight:
+        raise ValueError("--source-weight has no effect without --source; give both or neither")
+    if not 2 <= config.cv <= images:
+        raise ValueError(
+            f"{cache.path}: {images:,} labelled images, --cv {config.cv}; "
+            f"give 2 folds at least and no more than images"
+        )
+
+
 def _refuse_mismatch(cache: FeatureCache, source: FeatureCache) -> None:
+    if len(shared := np.intersect1d(cache.ids, source.ids)):
+        raise ValueError(
+            f"{source.path}: holds image {str(shared[0])!r}, which {cache.path} holds too; "
+            "--source must be of other images, or the out-of-fold scores would know their labels"
+        )
     if cache.network_id != source.network_id:
         raise ValueError(
             f"{source.path}: is of network {str(source.network_id)[:12]}, but {cache.path} of "
@@ -251,15 +270,20 @@ def blend(config: BlendConfig) -> StoredBlend:
     ValueError
         If the heads disagree, naming the file.
     """
-    if Path(config.out).exists() and not config.overwrite:
-        raise ValueError(f"{config.out}: exists already; pass --overwrite or choose another --out")
+    refuse_existing(config.out, config.overwrite)
     models = [_load_head(path) for path in config.heads]
     first, target = models[0], models[0].oof["target"]
     scores = []
     for path, model in zip(config.heads, models, strict=True):
         if not np.array_equal(model.classes, first.classes):
             raise ValueError(f"{path}: its classes are not those of {config.heads[0]}")
-        scores.append(_in_order(path, model.oof["target"], target.ids, config.heads[0]))
+        order = _order(path, model.oof["target"].ids, target.ids, config.heads[0])
+        scores.append(model.oof["target"].proba[order])
+        if (model.oof["target"].Y[order] != target.Y).nnz:
+            raise ValueError(
+                f"{path}: was fitted on other labels of these images than {config.heads[0]}; "
+                "fit all heads on the same labels"
+            )
     fitted = Blend(beta=config.beta, method=config.method, average=config.average)
     fitted.fit(scores, target.Y, mask=target.mask, missed=target.missed)
     P = fitted.predict_proba(scores)
@@ -295,18 +319,19 @@ def _load_head(path: str) -> Head:
     return content
 
 
-def _in_order(path: str, oof: OutOfFold, ids: np.ndarray, first: str) -> np.ndarray:
-    if np.array_equal(oof.ids, ids):
-        return oof.proba
-    for have, lack, there, here in ((ids, oof.ids, first, path), (oof.ids, ids, path, first)):
+def _order(path: str, own: np.ndarray, ids: np.ndarray, first: str) -> np.ndarray:
+    """Rows of a head's images in the order of another's."""
+    if np.array_equal(own, ids):
+        return np.arange(len(ids))
+    for have, lack, there, here in ((ids, own, first, path), (own, ids, path, first)):
         missing = np.setdiff1d(have, lack)
         if len(missing):
             raise ValueError(
                 f"{here}: has no out-of-fold score of {str(missing[0])!r}, which {there} has; "
                 "fit all heads on the same images"
             )
-    row = {image_id: r for r, image_id in enumerate(oof.ids.tolist())}
-    return oof.proba[[row[i] for i in ids.tolist()]]
+    row = {image_id: r for r, image_id in enumerate(own.tolist())}
+    return np.array([row[i] for i in ids.tolist()])
 
 
 # -------------------------------------------------------------- predict and score
@@ -322,8 +347,7 @@ def predict(
     rows, empty : int
         Rows written, and how many of them have no label.
     """
-    if Path(out).exists() and not overwrite:
-        raise ValueError(f"{out}: exists already; pass --overwrite or choose another --out")
+    refuse_existing(out, overwrite)
     predictor = Predictor.open(content, caches)
     sets = predictor.label_sets()
     write_labels(out, predictor.ids, sets)

@@ -145,8 +145,9 @@ def find_caches(places: Sequence[str | os.PathLike[str]]) -> dict[str | None, Fe
         cache = FeatureCache(path)
         if cache.network_id in found:
             raise ValueError(
-                f"{path} and {found[cache.network_id].path} are of one network; "
-                "--caches must be one image set, a cache a network"
+                f"{path} and {found[cache.network_id].path} are of one network; --caches must be "
+                "one image set, a cache a network (features of your own are told apart by "
+                "provenance={'network': NAME} when they are written)"
             )
         found[cache.network_id] = cache
     return found

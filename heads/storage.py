@@ -170,14 +170,27 @@ def save(
         If the file exists and `overwrite` is False, or the head is of a kind unknown here.
     """
     target = Path(path)
-    if target.exists() and not overwrite:
-        raise ValueError(f"{target}: exists already; pass --overwrite or choose another --out")
+    refuse_existing(target, overwrite)
     with replacing(target) as temporary, h5py.File(temporary, "w") as file:
         if isinstance(content, Head):
             _write_head(file, content)
         else:
             _write_blend(file, content)
     return target
+
+
+def refuse_existing(path: str | os.PathLike[str], overwrite: bool) -> None:
+    """A result must not replace what is there, unless asked to, and never a folder.
+
+    Raises
+    ------
+    ValueError
+        Naming the path and the remedy.
+    """
+    if os.path.isdir(path):
+        raise ValueError(f"{path}: is a folder; give the name of a file")
+    if os.path.exists(path) and not overwrite:
+        raise ValueError(f"{path}: exists already; pass --overwrite or choose another --out")
 
 
 def load(path: str | os.PathLike[str]) -> Head | StoredBlend:

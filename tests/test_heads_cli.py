@@ -554,7 +554,7 @@ def test_a_refused_overwrite_keeps_the_old_file(data: Path, tmp_path: Path, run:
         (["--dropout", "0.1,"], ["--dropout '0.1,': expected numbers"]),
         (["--dropout", "1"], ["dropout is 1.0; expected a rate in [0, 1)"]),
         (["--method", "forest"], ["heads fit: argument --method: invalid choice: 'forest'"]),
-        (["--cv", "1"], ["n_splits is 1"]),
+        (["--cv", "1"], ["--cv 1"]),
         (["--cv", "many"], ["heads fit: argument --cv: invalid int value: 'many'"]),
         (["--beta", "0"], ["beta is 0.0"]),
         (["--epochs", "3"], ["unrecognized arguments: --epochs 3"]),
@@ -612,3 +612,49 @@ def test_debug_shows_the_traceback(tmp_path: Path, run: Run) -> None:
     assert result.status == 2
     assert result.err.startswith("Traceback")
     assert result.err.splitlines()[-1].startswith(f"heads: {tmp_path / 'none.h5'}: no such file")
+
+
+def test_heads_of_other_labels_are_refused_in_any_order(
+    data: Path, head: Path, tmp_path: Path, run: Run
+) -> None:
+    content = load(head)
+    content.oof["target"].Y = csr_matrix(content.oof["target"].Y.shape, dtype=np.float32)
+    other = save(tmp_path / "other.h5", content)
+    for words in ([head, other], [other, head]):
+        result = run("blend", *words, "--out", tmp_path / "blend.h5")
+        refused(result, words[1], "was fitted on other labels of these images than", words[0])
+
+
+def test_a_source_that_shares_images_with_the_target_is_refused(
+    data: Path, tmp_path: Path, run: Run
+) -> None:
+    cache = data / "stage_1" / "net0.h5"
+    result = run("fit", cache, "--source", cache, "--out", tmp_path / "head.h5")
+    refused(result, cache, "--source must be of other images")
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--source-weight", "0.3"], "--source-weight has no effect without --source"),
+        (["--cv", "1"], "150 labelled images, --cv 1"),
+        (["--cv", "151"], "150 labelled images, --cv 151"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(
+    words: list[str], part: str, data: Path, tmp_path: Path, run: Run
+) -> None:
+    cache = data / "stage_1" / "net0.h5"
+    refused(run("fit", cache, *words, "--out", tmp_path / "head.h5"), part)
+    refused(run("fit", cache, "--out", tmp_path), tmp_path, "is a folder; give the name of a file")
+
+
+def test_a_cut_that_says_nothing_is_told(tmp_path: Path, run: Run) -> None:
+    rng = np.random.default_rng(0)
+    cache = tmp_path / "none.h5"
+    FeatureCache.write(
+        cache, rng.normal(size=(30, 4)), [f"i{k}" for k in range(30)], labels=np.zeros((30, 3))
+    )
+    result = run("fit", cache, "--cv", "3", "--dropout", "0.1", "--out", tmp_path / "head.h5")
+    assert result.status == 0
+    assert "note: the best cut gives every image no label" in result.out

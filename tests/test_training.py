@@ -86,6 +86,22 @@ def snapshot(run: Path) -> dict[str, tuple[int, bytes]]:
 # ----------------------------------------------------------------------- learning
 
 
+@pytest.mark.parametrize("held_out", ["1", "33"])
+def test_a_last_validation_batch_of_one_image_counts(held_out: str, tmp_path: Path) -> None:
+    tiny.make_data(tmp_path, 48)
+    more = {"epochs": 1, "batch_size": 8, "validation": held_out}
+    run = train(TrainingConfig(**basic(tmp_path, tmp_path / "run") | more))
+    assert 0 < float(log(run)[0]["f2"]) <= 1
+
+
+def test_labels_without_a_positive_are_refused(tmp_path: Path) -> None:
+    ids = list(tiny.make_data(tmp_path, 16))
+    empty = tmp_path / "empty.csv"
+    empty.write_text("image_id,labels\n" + "".join(f"{i},\n" for i in ids))
+    with pytest.raises(InputError, match=r"empty\.csv: no positive label of a class to train"):
+        train(TrainingConfig(**basic(tmp_path, tmp_path / "run") | {"labels": [str(empty)]}))
+
+
 def test_training_learns(tmp_path: Path) -> None:
     labels = list(tiny.make_data(tmp_path, 128).values())
     run = train(
