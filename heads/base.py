@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from heads.training import (
 )
 
 
-class LinearHead(ClassifierMixin, BaseEstimator):
+class LinearHead(ClassifierMixin, BaseEstimator, ABC):
     """A linear classifier of several labels, each yes or no, or of one binary target.
 
     Subclasses give `_fit` and `_probability`.
@@ -90,12 +91,13 @@ class LinearHead(ClassifierMixin, BaseEstimator):
         self._fit(data)
         return self
 
+    @abstractmethod
     def _fit(self, data: TrainingSet) -> None:
-        raise NotImplementedError
+        """Set the fitted attributes."""
 
+    @abstractmethod
     def _probability(self, X: np.ndarray) -> np.ndarray:
         """(n, K) probabilities of mean features (n, d)."""
-        raise NotImplementedError
 
     def _margin(self, X: np.ndarray) -> np.ndarray:
         """(n, K) margins of mean features (n, d)."""

@@ -46,9 +46,9 @@ def check_dropouts(dropouts: Iterable[float]) -> np.ndarray:
     return rates
 
 
-def default_dropouts() -> tuple[float, ...]:
-    """Ten rates p with rho = 1/8, 1/4, ..., 64."""
-    return tuple(dropout_from_rho(2.0 ** np.arange(-3, 7)).tolist())
+def default_dropouts(weakest: float = 0.125) -> tuple[float, ...]:
+    """Ten rates p with rho = 1, 2, ..., 512 times the weakest."""
+    return tuple(dropout_from_rho(weakest * 2.0 ** np.arange(10)).tolist())
 
 
 def second_moments(X: np.ndarray, weight: np.ndarray) -> np.ndarray:

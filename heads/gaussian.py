@@ -2,11 +2,12 @@
 
 With s^2 = v, two rules, each a sum of convex functions of (mu, s) with positive
 weights, so that each is jointly convex like the integral; E sigma is the derivative
-by mu, h twice that by v, and h = E sigma' up to the error of the rule, 1e-6.
+by mu, h twice that by v, and h = E sigma' up to the error of the rule, 1e-6. E sigma
+is given at -|mu|, the tail, which keeps its digits where E sigma is near 1.
 
 v <= 16: nodes x_j > 0, weights w_j of a symmetric rule of the normal distribution,
 
-    E sigma = 1/2 + sinh(mu) sum_j w_j / (cosh mu + cosh s x_j),
+    E sigma = sum_j w_j (exp(mu) + cosh s x_j) / (cosh mu + cosh s x_j),    mu <= 0,
     h       = sum_j w_j x_j (sinh(s x_j) / s) / (cosh mu + cosh s x_j).
 
 The nodes are equally spaced, which for a smooth, decaying integrand beats
@@ -26,7 +27,7 @@ import numpy as np
 from scipy.linalg import eigh_tridiagonal
 from scipy.special import ndtr
 
-from heads.newton import RowBatch, dot
+from heads.newton import RowBatch, dot, residual
 
 _REACH = 5.2  # of the normal nodes, in standard deviations
 _STEP = 1.3  # between normal nodes, in margins
@@ -63,8 +64,8 @@ def logistic_rule() -> tuple[np.ndarray, np.ndarray]:
     return nodes, vectors[0] ** 2
 
 
-def expected_sigmoid(margin: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """E sigma and h of the module's head, in the type of the margins.
+def expected_tail(margin: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """E sigma at -|margin|, and h, in the type of the margins.
 
     Parameters
     ----------
@@ -74,21 +75,22 @@ def expected_sigmoid(margin: np.ndarray, variance: np.ndarray) -> tuple[np.ndarr
     rows = max(1, _BLOCK // max(1, margin.shape[1]))
     for start in range(0, len(margin), rows):
         at = slice(start, start + rows)
-        _by_normal_rule(margin[at], variance[at], mean[at], curvature[at])
+        distance = np.abs(margin[at])
+        _by_normal_rule(distance, variance[at], mean[at], curvature[at])
         large = variance[at] > _LARGE
         if large.any():
             mean[at][large], curvature[at][large] = _by_logistic_rule(
-                margin[at][large], variance[at][large]
+                distance[large], variance[at][large]
             )
     return mean, curvature
 
 
-def _by_logistic_rule(margin: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    real = margin.dtype.type
+def _by_logistic_rule(distance: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    real = distance.dtype.type
     s = np.sqrt(variance)
-    mean, density = np.zeros_like(margin), np.zeros_like(margin)
+    mean, density = np.zeros_like(distance), np.zeros_like(distance)
     for node, weight in zip(*logistic_rule(), strict=True):
-        z = (margin + real(node)) / s
+        z = (real(node) - distance) / s
         mean += real(weight) * ndtr(z)
         z *= z
         z *= real(-0.5)
@@ -98,49 +100,48 @@ def _by_logistic_rule(margin: np.ndarray, variance: np.ndarray) -> tuple[np.ndar
 
 
 def _by_normal_rule(
-    margin: np.ndarray, variance: np.ndarray, mean: np.ndarray, curvature: np.ndarray
+    distance: np.ndarray, variance: np.ndarray, mean: np.ndarray, curvature: np.ndarray
 ) -> None:
     """Fill `mean` and `curvature`; variances beyond the rule's reach count as its largest."""
-    real = margin.dtype.type
+    real = distance.dtype.type
     largest = min(float(variance.max(initial=0)), _LARGE)
     step = min(_WIDEST, _STEP / np.sqrt(max(largest, 1.0)))
     pairs = next((pairs for pairs in _PAIRS if pairs * step >= _REACH), _PAIRS[-1])
     step, nodes, weights = normal_rule(pairs)
     s = np.sqrt(np.clip(variance, np.finfo(real).eps, _LARGE))
-    mu = np.clip(margin, -_CLIP, _CLIP)
-    cosh_mu = np.cosh(mu)
+    mu = np.minimum(distance, _CLIP)
+    cosh_mu, decay = np.cosh(mu), np.exp(-mu)
     half = s * real(step / 2)
     cosh, sinh = np.cosh(half), np.sinh(half)
     before, sinh_before = cosh.copy(), -sinh
     twice = 2 + 4 * sinh * sinh  # 2 cosh(s step)
-    share, odd = np.empty_like(mu), np.zeros_like(mu)
+    share, term, odd = np.empty_like(mu), np.empty_like(mu), np.zeros_like(mu)
     mean[...] = 0
     for j in range(pairs):
         np.add(cosh_mu, cosh, out=share)
         np.divide(real(weights[j]), share, out=share)
-        mean += share
+        np.add(decay, cosh, out=term)
+        term *= share
+        mean += term
         share *= sinh
         share *= real(nodes[j])
         odd += share
         # cosh (j + 1) = 2 cosh(step) cosh j - cosh (j - 1), and sinh alike.
-        before *= -1
-        before += np.multiply(twice, cosh, out=share)
+        np.subtract(np.multiply(twice, cosh, out=share), before, out=before)
         cosh, before = before, cosh
-        sinh_before *= -1
-        sinh_before += np.multiply(twice, sinh, out=share)
+        np.subtract(np.multiply(twice, sinh, out=share), sinh_before, out=sinh_before)
         sinh, sinh_before = sinh_before, sinh
-    mean *= np.sinh(mu)
-    mean += real(0.5)
     np.divide(odd, s, out=curvature)
 
 
 class GaussianBatch(RowBatch):
-    """sum_i a_i E(log(1 + e^t_i) - y_i t_i) + 1/2 sum_j penalty_kj w_j^2, t_i ~ Normal(mu_i, v_i).
+    """sum_i a_i E(log(1 + exp t_i) - y_i t_i) + 1/2 sum_j penalty_kj w_j^2.
 
-    v_i = rho_k sum_j u_ij w_j^2 with u the squares of the features that the noise
-    multiplies. An iteration takes five products: mu and two for v along the
-    direction, two for the gradient. M is the Hessian's diagonal, at an even row
-    weight in its first part: (c_k e_j + rho_k sum_i a_i h_i u_ij + penalty_kj).
+    t_i is Normal(mu_i, v_i), v_i = rho_k sum_j u_ij w_j^2 with u the squares of the
+    features that the noise multiplies. An iteration takes five products: mu and
+    two for v along the direction, two for the gradient. M is the Hessian's
+    diagonal, at an even row weight in its first part:
+    c_k e_j + rho_k sum_i a_i h_i u_ij + penalty_kj.
 
     Parameters
     ----------
@@ -168,8 +169,12 @@ class GaussianBatch(RowBatch):
         self.diagonal = np.einsum("ij,ij,i->j", Z, Z, weight)
         self.variance = self._spread(W * W)
         self.age = 0
-        self.s, self.h = expected_sigmoid(self.margin, self.variance)
-        self.by_label += ["rho", "penalty", "variance", "s", "h"]
+        self._expect()
+        self.by_label += ["rho", "penalty", "variance", "r", "h"]
+
+    def _expect(self) -> None:
+        mean, self.h = expected_tail(self.margin, self.variance)
+        self.r = residual(self.margin, mean, self.Y)
 
     def _spread(self, products: np.ndarray) -> np.ndarray:
         spread = products @ self.squares.T
@@ -181,12 +186,12 @@ class GaussianBatch(RowBatch):
         if self.age % _REFRESH == 0:
             # Variances that have come down from far larger ones keep their rounding errors.
             self.variance = self._spread(self.W * self.W)
-            self.s, self.h = expected_sigmoid(self.margin, self.variance)
-        residual = (self.s - self.Y) * self.weight
+            self._expect()
+        weighted = self.r * self.weight
         self.shrink = (self.h * self.weight) @ self.squares
         self.shrink *= self.rho[:, None]
         self.shrink += self.penalty
-        return residual @ self.Z + self.shrink * self.W, residual.sum(axis=1)
+        return weighted @ self.Z + self.shrink * self.W, weighted.sum(axis=1)
 
     def precondition(self, g: np.ndarray, g_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         c = self.h @ self.weight
@@ -202,7 +207,7 @@ class GaussianBatch(RowBatch):
         self.bend = self._spread(direction * direction)
         penalised = self.penalty * direction
         self.square = dot(penalised, direction)
-        self.known = dot(penalised, self.W) - dot(self.aq, self.Y)
+        self.linear = dot(penalised, self.W)
         return dot(self.weight * self.h, self.q * self.q + self.bend) + self.square
 
     def slope(self, t: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -210,13 +215,14 @@ class GaussianBatch(RowBatch):
         t = t[some]
         step = t[:, None]
         q, bend, tilt = self.q[some], self.bend[some], self.tilt[some]
-        s, h = expected_sigmoid(
-            self.margin[some] + step * q, self.variance[some] + step * (2 * tilt + step * bend)
-        )
-        self.s[some], self.h[some] = s, h
+        margin = self.margin[some] + step * q
+        mean, h = expected_tail(margin, self.variance[some] + step * (2 * tilt + step * bend))
+        r = residual(margin, mean, self.Y[some])
+        self.r[some], self.h[some] = r, h
         square = self.square[some]
         ah = h * self.weight
-        first = dot(self.aq[some], s) + dot(ah, tilt + step * bend) + self.known[some] + t * square
+        first = dot(self.aq[some], r) + dot(ah, tilt + step * bend)
+        first += self.linear[some] + t * square
         return first, dot(ah, q * q + bend) + square
 
     def move(self, t: np.ndarray) -> None:

@@ -27,6 +27,8 @@ from heads.parallel import worker_threads
 from heads.selection import OutOfFold, Search, select_dropout
 from heads.training import TrainingSet, fold_targets
 
+_WEAKEST_RHO = {"quadratic": 0.125, "gaussian": 1.0}
+
 
 class DropoutLogistic(LinearHead):
     """Logistic regression with dropout on the features, marginalised.
@@ -123,9 +125,11 @@ class DropoutLogisticCV(LinearHead):
 
     Parameters
     ----------
-    dropouts : rates in [0, 1)
+    dropouts : rates in [0, 1), optional
         Solved from the largest down, each from the last. A grid of several rates
-        grows by up to four where the best is at an end.
+        grows by up to four where the best is at an end. Default: ten rates with
+        rho from 1/8 on, and from 1 on for "gaussian" noise, whose penalty fades
+        with the loss so that weak rates are slow and fit too closely.
     l2, noise, min_positives, tol, max_iter
         See `DropoutLogistic`; `min_positives` counts the training images of each
         fold anew.
@@ -158,7 +162,7 @@ class DropoutLogisticCV(LinearHead):
 
     def __init__(
         self,
-        dropouts: Iterable[float] = default_dropouts(),
+        dropouts: Iterable[float] | None = None,
         l2: float = 0.0,
         noise: str = "quadratic",
         cv: int | BaseCrossValidator | Iterable[Fold] = 5,
@@ -183,10 +187,13 @@ class DropoutLogisticCV(LinearHead):
         self.random_state = random_state
 
     def _fit(self, data: TrainingSet) -> None:
-        search = Search.checked(self.dropouts, self.scoring, self.beta, self.per_label)
         objective = Objective.checked(
             self.noise, self.l2, self.min_positives, self.tol, self.max_iter
         )
+        dropouts = self.dropouts
+        if dropouts is None:
+            dropouts = default_dropouts(_WEAKEST_RHO[objective.noise])
+        search = Search.checked(dropouts, self.scoring, self.beta, self.per_label)
         if isinstance(self.cv, str):
             raise ValueError(
                 f"cv is {self.cv!r}; a logistic head has no closed form for one image left out: "
@@ -206,7 +213,7 @@ class DropoutLogisticCV(LinearHead):
         self.best_score_, self.cv_results_ = chosen.score, chosen.results
         self.oof_decision_function_ = chosen.out_of_fold.margin
         self.oof_predict_proba_ = chosen.out_of_fold.probability
-        warn_unconverged(failed, objective)
+        warn_unconverged(failed, objective, stacklevel=4)
         self.coef_, self.intercept_, self.n_iter_ = fit_logistic(data, objective, chosen.dropout)
 
     def _probability(self, X: np.ndarray) -> np.ndarray:

@@ -235,13 +235,19 @@ def base_rate_loss(Y: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return -total * (rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
 
 
-def sigmoid(margin: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-mu)), in the type of mu."""
-    s = np.negative(margin)
-    with np.errstate(over="ignore"):
-        np.exp(s, out=s)
-    s += 1
-    return np.reciprocal(s, out=s)
+def tail(margin: np.ndarray) -> np.ndarray:
+    """sigma(-|mu|), in the type of mu: what keeps its digits where sigma(mu) is near 1."""
+    p = np.abs(margin)
+    np.negative(p, out=p)
+    np.exp(p, out=p)
+    return np.divide(p, 1 + p, out=p)
+
+
+def residual(margin: np.ndarray, tail: np.ndarray, Y: np.ndarray) -> np.ndarray:
+    """sigma(mu) - y, exact also where y is 1 and sigma(mu) nearly so."""
+    r = (margin > 0) - Y
+    r -= np.copysign(tail, margin)
+    return r
 
 
 class LogisticBatch(RowBatch):
@@ -270,14 +276,13 @@ class LogisticBatch(RowBatch):
         self.penalty = penalty
         self.total = weight.sum()
         self.squares = np.einsum("ij,ij,i->j", Z, Z, weight)
-        self.s = sigmoid(self.margin)
-        self.h = self.s * (1 - self.s)
-        self.by_label += ["penalty", "s", "h"]
+        p = tail(self.margin)
+        self.r, self.h = residual(self.margin, p, Y), p * (1 - p)
+        self.by_label += ["penalty", "r", "h"]
 
     def gradient(self) -> tuple[np.ndarray, np.ndarray]:
-        residual = self.s - self.Y
-        residual *= self.weight
-        return residual @ self.Z + self.penalty * self.W, residual.sum(axis=1)
+        weighted = self.r * self.weight
+        return weighted @ self.Z + self.penalty * self.W, weighted.sum(axis=1)
 
     def precondition(self, g: np.ndarray, g_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         c = self.h @ self.weight
@@ -290,7 +295,7 @@ class LogisticBatch(RowBatch):
         self.aqq = self.aq * self.q
         penalised = self.penalty * direction
         self.square = dot(penalised, direction)
-        self.known = dot(penalised, self.W) - dot(self.aq, self.Y)
+        self.linear = dot(penalised, self.W)
         return dot(self.aqq, self.h) + self.square
 
     def slope(self, t: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -298,11 +303,11 @@ class LogisticBatch(RowBatch):
         t = t[some]
         margin = t[:, None] * self.q[some]
         margin += self.margin[some]
-        s = sigmoid(margin)
-        h = s * (1 - s)
-        self.s[some], self.h[some] = s, h
+        p = tail(margin)
+        r, h = residual(margin, p, self.Y[some]), p * (1 - p)
+        self.r[some], self.h[some] = r, h
         square = self.square[some]
-        first = dot(self.aq[some], s) + self.known[some] + t * square
+        first = dot(self.aq[some], r) + self.linear[some] + t * square
         return first, dot(self.aqq[some], h) + square
 
     def move(self, t: np.ndarray) -> None:

@@ -279,7 +279,7 @@ def _extend(run: Callable[[float], None], scores: dict[float, _Score], sign: flo
         warnings.warn(
             f"the best dropout, {best:.4g}, is the {end} that was tried; widen dropouts",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

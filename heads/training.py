@@ -214,8 +214,8 @@ def _check_start(
 def _base_margins(X: np.ndarray, W0: np.ndarray, b0: np.ndarray) -> np.ndarray:
     base = np.empty((*X.shape[:2], len(W0)), W0.dtype)
     for run in _runs(np.arange(len(X)), X.shape[1] * X.shape[2] * W0.dtype.itemsize):
-        at = slice(run[0], run[-1] + 1)
-        np.matmul(X[at].astype(W0.dtype, copy=False), W0.T, out=base[at])
+        rows = X[run[0] : run[-1] + 1].astype(W0.dtype, copy=False).reshape(-1, X.shape[2])
+        base[run[0] : run[-1] + 1] = (rows @ W0.T).reshape(len(run), X.shape[1], -1)
     base += b0
     return base
 

@@ -272,10 +272,14 @@ def test_the_scale_of_a_feature_does_not_matter(noise: str, dtype: type, n: int,
 
 
 @Noise
-def test_a_feature_that_is_always_zero_keeps_its_weight(noise: str) -> None:
+@pytest.mark.parametrize("l2", [0.0, 0.5])
+@pytest.mark.parametrize("dropout", [0.1, 0.5])
+def test_a_feature_that_is_always_zero_keeps_its_weight(
+    noise: str, l2: float, dropout: float
+) -> None:
     data = make(40, 6)
     data["X"][:, [0, 4]] = 0
-    head = DropoutLogistic(0.5, noise=noise).fit(**data)
+    head = DropoutLogistic(dropout, l2, noise=noise).fit(**data)
     assert_array_equal(head.coef_[:, [0, 4]], data["coef_init"][:, [0, 4]])
     assert np.isfinite(head.coef_).all()
 
@@ -426,6 +430,17 @@ def test_each_label_may_take_its_own_rate() -> None:
         assert_allclose(
             head.predict_proba(data["X"])[:, k], alone.predict_proba(data["X"])[:, 0], atol=1e-6
         )
+
+
+def test_the_default_grid_suits_the_noise() -> None:
+    data = make(60, 5)
+    noisy = data["X"][:, :4] + np.random.default_rng(1).normal(0, 0.7, (60, 4))
+    weakest = {}
+    for noise in ("quadratic", "gaussian"):
+        head = DropoutLogisticCV(noise=noise, scoring="log_loss", cv=3)
+        head.fit(data["X"], (noisy > 0.5).astype(float))
+        weakest[noise] = head.cv_results_["rho"][-10]
+    assert weakest == pytest.approx({"quadratic": 0.125, "gaussian": 1.0})
 
 
 def test_features_that_only_name_the_row_do_not_help_out_of_fold() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_matrix
-from sklearn.linear_model import Ridge
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression, Ridge
 
+from heads.calibration import fit_platt
 from heads.folds import check_folds
 from heads.moments import Moments
 from heads.ridge import DropoutRidge, DropoutRidgeCV
@@ -450,6 +453,30 @@ def test_the_score_of_the_table_is_the_metric_of_the_held_out_scores() -> None:
     assert fitted["fbeta"].best_score_ == pytest.approx(score)
 
 
+@pytest.mark.parametrize(("n", "d"), [(60, 8), (40, 60)])
+@pytest.mark.parametrize("start", [False, True])
+def test_squared_errors_come_from_moments_or_scores_alike(n: int, d: int, start: bool) -> None:
+    """With more rows than features "mse" is scored without held-out scores."""
+    data = make(n, d, n_labels=6)
+    data["Y"][:, 4:] = 0
+    data["Y"][[3, 9], 4] = 1
+    if not start:
+        del data["coef_init"], data["intercept_init"]
+    head = DropoutRidgeCV([0.2, 0.9], scoring="mse", min_positives=3, cv=4)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the best dropout")
+        head.fit(**data)
+    errors = (data["Y"] - head.oof_decision_function_) ** 2
+    assert head.best_score_ == pytest.approx(
+        np.average(errors.mean(axis=1), weights=data["sample_weight"])
+    )
+    best = head.cv_results_["dropout"] == head.dropout_
+    assert_allclose(
+        head.cv_results_["label_scores"][best][0],
+        np.average(errors, axis=0, weights=data["sample_weight"]),
+    )
+
+
 def test_each_label_may_take_its_own_rate() -> None:
     data = make(80, 6, n_labels=3)
     data["Y"][:, 0] = data["X"][:, 0] > 0.5
@@ -494,6 +521,20 @@ def test_probabilities_are_calibrated_scores_on_one_scale() -> None:
     assert abs(P[likely].mean() - Y[likely].mean()) < 0.06
 
 
+def test_calibration_of_many_scores_is_that_of_each() -> None:
+    """Beyond 2^16 scores they are counted in bins."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(0.1, 0.2, (500, 200))
+    Y = (rng.random((500, 200)) < expit(8 * scores - 3)).astype(float)
+    known, weight = rng.random((500, 200)) < 0.8, rng.random(500)
+    binned = fit_platt(scores, Y, known, weight)
+    a = (weight[:, None] * known)[known]
+    peer = LogisticRegression(C=np.inf, tol=1e-10)
+    peer.fit(scores[known][:, None], Y[known], sample_weight=a)
+    assert binned.slope == pytest.approx(peer.coef_[0, 0], rel=1e-3)
+    assert binned.intercept == pytest.approx(peer.intercept_[0], rel=1e-3)
+
+
 def test_a_plain_head_clips_its_scores() -> None:
     data = make(12, 30)
     head = DropoutRidge(0.01).fit(data["X"], data["Y"])
@@ -520,6 +561,8 @@ def test_moments_add_up_in_any_split() -> None:
     assert_allclose(whole.mean_x, np.average(X, axis=0, weights=a))
     centred = X - whole.mean_x
     assert_allclose(whole.centred()[0], centred.T @ (a[:, None] * centred))
+    D, b = rng.normal(size=(2, 4)), rng.normal(size=2)
+    assert_allclose(whole.squared_error(D, b), a @ (T - X @ D.T - b) ** 2)
     with pytest.raises(ValueError, match="different origins"):
         whole + Moments.zero(origin + 1, 2)
 
