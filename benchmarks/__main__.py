@@ -1,0 +1,41 @@
+"""List and run the benchmarks: ``python -m benchmarks [NAME] [options]``."""
+
+from __future__ import annotations
+
+import ast
+import runpy
+import sys
+from pathlib import Path
+
+HELP = "python -m benchmarks NAME [--quick] runs one; NAME --help says the rest"
+TOOLS = {"__init__", "__main__", "measure"}
+
+
+def questions() -> dict[str, str]:
+    """Name of each benchmark and the question in the first line of its docstring."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.stem not in TOOLS:
+            doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            found[path.stem] = doc.split("\n")[0]
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """Run the benchmark that is named first, or list all."""
+    known = questions()
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, known), default=0)
+        print("\n".join(f"{name:{width}}  {question}" for name, question in known.items()))
+        print(HELP)
+        return 0
+    if arguments[0] not in known:
+        print(f"there is no benchmark {arguments[0]!r}; there are {', '.join(known)}")
+        return 2
+    sys.argv = [f"benchmarks.{arguments[0]}", *arguments[1:]]
+    runpy.run_module(f"benchmarks.{arguments[0]}", run_name="__main__")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
