@@ -63,7 +63,7 @@ def peak_memory() -> int:
 
 
 def own_process(module: str, *arguments: str) -> str:
-    """What ``python -m module arguments`` prints: for memory and imports, which need a fresh one."""
+    """What ``python -m module arguments`` prints: memory and imports need a fresh process."""
     command = [sys.executable, "-m", module, *arguments]
     root = Path(__file__).parent.parent
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
