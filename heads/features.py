@@ -8,6 +8,7 @@ principal axes make the Gram matrix diagonal, which solvers precondition by.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -19,23 +20,37 @@ class Coordinates:
     Attributes
     ----------
     mean : (d,)
-    basis : (r, d), or (d,) for a diagonal one
+    scale : (d,)
+        Of the features, which may be 0.
+    axes : (r, d) or None
+        Orthonormal rows; None: the features themselves.
     """
 
     mean: np.ndarray
-    basis: np.ndarray
+    scale: np.ndarray
+    axes: np.ndarray | None = None
+
+    @cached_property
+    def basis(self) -> np.ndarray:
+        """(r, d), or (d,) for a diagonal one."""
+        return self.scale if self.axes is None else self.axes * self.scale
 
     def features(self, X: np.ndarray) -> np.ndarray:
         """Rows (n, r) of Z for rows (n, d) of X."""
         centred = X - self.mean
-        if self.basis.ndim == 1:
-            centred *= self.basis
+        if self.axes is None:
+            centred *= self.scale
             return centred
         return centred @ self.basis.T
 
     def coefficients(self, W: np.ndarray) -> np.ndarray:
         """D (k, d) for W (k, r)."""
-        return W * self.basis if self.basis.ndim == 1 else W @ self.basis
+        return W * self.basis if self.axes is None else W @ self.basis
+
+    def weights(self, D: np.ndarray) -> np.ndarray:
+        """W (k, r) whose D is nearest in the scaled features."""
+        scaled = np.divide(D, self.scale, out=np.zeros_like(D), where=self.scale > 0)
+        return scaled if self.axes is None else scaled @ self.axes.T
 
 
 def inverse_root(shape: np.ndarray) -> np.ndarray:
@@ -68,4 +83,4 @@ def principal_coordinates(
     axes = vectors[:, kept].T
     if by_rows:
         axes = (axes / np.sqrt(values[kept])[:, None]) @ weighted
-    return Coordinates(scaled.mean, axes * scaled.basis), rows @ axes.T
+    return Coordinates(scaled.mean, scaled.scale, axes), rows @ axes.T

@@ -1,22 +1,23 @@
 """What is the logistic loss expected to be when its margin is normal?
 
-With s^2 = v, two rules, each a sum of convex functions of (mu, s) with positive
-weights, so that each is jointly convex like the integral; E sigma is the derivative
-by mu, h twice that by v, and h = E sigma' up to the error of the rule, 1e-6. E sigma
-is given at -|mu|, the tail, which keeps its digits where E sigma is near 1.
+With variance v, a rule gives E sigma(t), the derivative of the expected loss by mu,
+and h = E sigma'(t), twice that by v. E sigma is given at -|mu|, the tail, which keeps
+its digits where E sigma is near 1. The rules err by less than 3e-6.
 
-v <= 16: nodes x_j > 0, weights w_j of a symmetric rule of the normal distribution,
+v <= 25: nodes +-x_j, weights w_j of a symmetric rule of the normal distribution; with
+u = |mu| and s = sqrt(v)
 
-    E sigma = sum_j w_j (exp(mu) + cosh s x_j) / (cosh mu + cosh s x_j),    mu <= 0,
-    h       = sum_j w_j x_j (sinh(s x_j) / s) / (cosh mu + cosh s x_j).
+    E sigma(-u) = sum_j w_j (exp(-u) + cosh s x_j) / (cosh u + cosh s x_j),
+    h           = sum_j w_j x_j (sinh(s x_j) / s) / (cosh u + cosh s x_j),
 
-The nodes are equally spaced, which for a smooth, decaying integrand beats
-Gauss-Hermite, and cosh, sinh follow from node to node by the addition theorem.
+the gradient by u and v of one sum of convex functions of (u, s), which is jointly
+convex like the integral. The more variance, the more nodes: by Gauss and Hermite at
+first, then equally spaced, which is better for a smooth integrand that decays.
 
-v > 16: sigma is the distribution function of the logistic law. With nodes l_j and
-weights q_j of its Gauss rule, F and f the normal distribution and density,
-
-    E sigma = sum_j q_j F((mu + l_j) / s),    h = sum_j q_j f((mu + l_j) / s) / s.
+v > 25: sigma is the distribution function of the logistic law, so that E sigma(-u) is
+the tail of a sum of both: Edgeworth's series about the normal law of variance
+k = v + pi^2 / 3, up to the eighth derivative. Each term solves the heat equation, so
+that h is again twice the derivative by v.
 """
 
 from __future__ import annotations
@@ -24,44 +25,35 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from scipy.linalg import eigh_tridiagonal
+from numpy.polynomial.hermite_e import hermegauss
 from scipy.special import ndtr
 
-from heads.newton import RowBatch, dot, residual
+from heads.newton import RowBatch, dot, residual, times_transposed
 
-_REACH = 5.2  # of the normal nodes, in standard deviations
-_STEP = 1.3  # between normal nodes, in margins
-_WIDEST = 0.7  # between normal nodes, in standard deviations
-_PAIRS = (8, 12, 16)
-_LARGE = 16.0  # variance from which on the logistic rule is used
-_LOGISTIC_NODES = 8
+# Largest variance, pairs of nodes, and for equally spaced ones their reach in standard deviations.
+_RULES = ((0.25, 3, None), (1.0, 5, None), (4.0, 9, 5.2), (9.0, 12, 5.2), (25.0, 18, 5.2))
+_LARGE = _RULES[-1][0]
+_LOGISTIC_VARIANCE = np.pi**2 / 3
+# Cumulants 4, 6 and 8 of the logistic law, 2 (n - 1)! zeta(n), over n!, and half the first squared.
+_FOURTH = np.pi**4 / 180
+_SIXTH = np.pi**6 / 2835
+_EIGHTH = np.pi**8 / 37800 + _FOURTH**2 / 2
 _CLIP = 85.0  # of the margin, so that cosh is finite in float32
 _REFRESH = 10  # gradients
+_SORTED = 1 << 16  # entries that are sorted by rule at once
 _BLOCK = 1 << 13  # entries that are worked on at once: they stay in the processor's cache
 
 
 @cache
-def normal_rule(pairs: int) -> tuple[float, np.ndarray, np.ndarray]:
-    """Spacing, nodes x_j > 0 and weights w_j of a rule with mass 1 and variance 1."""
-    nodes = np.arange(pairs) + 0.5
-    step = _REACH / nodes[-1]
-    weights = np.exp(-0.5 * (step * nodes) ** 2)
+def normal_rule(pairs: int, reach: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes x_j > 0 and weights w_j of a rule with mass 1 and variance 1."""
+    if reach is None:
+        both_sides, all_weights = hermegauss(2 * pairs)
+        return both_sides[pairs:], all_weights[pairs:] / all_weights.sum()
+    nodes = (np.arange(pairs) + 0.5) * reach / (pairs - 0.5)
+    weights = np.exp(-0.5 * nodes**2)
     weights /= 2 * weights.sum()
-    step = 1 / np.sqrt(2 * weights @ nodes**2)
-    return step, step * nodes, weights
-
-
-@cache
-def logistic_rule() -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of the Gauss rule of the logistic law.
-
-    Its orthogonal polynomials have the recurrence coefficients pi^2 n^4 / (4 n^2 - 1).
-    """
-    n = np.arange(1, _LOGISTIC_NODES)
-    nodes, vectors = eigh_tridiagonal(
-        np.zeros(_LOGISTIC_NODES), np.pi * n**2 / np.sqrt(4.0 * n**2 - 1)
-    )
-    return nodes, vectors[0] ** 2
+    return nodes / np.sqrt(2 * weights @ nodes**2), weights
 
 
 def expected_tail(margin: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -71,67 +63,89 @@ def expected_tail(margin: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray,
     ----------
     margin, variance : (k, n)
     """
-    mean, curvature = np.empty_like(margin), np.empty_like(margin)
-    rows = max(1, _BLOCK // max(1, margin.shape[1]))
-    for start in range(0, len(margin), rows):
-        at = slice(start, start + rows)
-        distance = np.abs(margin[at])
-        _by_normal_rule(distance, variance[at], mean[at], curvature[at])
-        large = variance[at] > _LARGE
-        if large.any():
-            mean[at][large], curvature[at][large] = _by_logistic_rule(
-                distance[large], variance[at][large]
-            )
-    return mean, curvature
+    mean, curvature = np.empty(margin.size, margin.dtype), np.empty(margin.size, margin.dtype)
+    distances, variances = np.abs(margin).ravel(), variance.ravel()
+    for start in range(0, margin.size, _SORTED):
+        at = slice(start, start + _SORTED)
+        u, v = distances[at], variances[at]
+        rule_of = np.zeros(len(v), np.uint8)
+        for largest, _, _ in _RULES:
+            rule_of += v > largest
+        # Entries of one rule side by side; sorting bytes is a count.
+        order = np.argsort(rule_of, kind="stable")
+        u, v = u[order], v[order]
+        ends = np.cumsum(np.bincount(rule_of, minlength=len(_RULES) + 1)).tolist()
+        sorted_mean, sorted_curvature = np.empty_like(u), np.empty_like(u)
+        for rule, (first, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            for block in range(first, end, _BLOCK):
+                some = slice(block, min(block + _BLOCK, end))
+                sorted_mean[some], sorted_curvature[some] = _by_rule(rule, u[some], v[some])
+        mean[at][order], curvature[at][order] = sorted_mean, sorted_curvature
+    return mean.reshape(margin.shape), curvature.reshape(margin.shape)
 
 
-def _by_logistic_rule(distance: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    real = distance.dtype.type
-    s = np.sqrt(variance)
-    mean, density = np.zeros_like(distance), np.zeros_like(distance)
-    for node, weight in zip(*logistic_rule(), strict=True):
-        z = (real(node) - distance) / s
-        mean += real(weight) * ndtr(z)
-        z *= z
-        z *= real(-0.5)
-        density += real(weight) * np.exp(z)
-    density /= s * real(np.sqrt(2 * np.pi))
-    return mean, density
+def _by_rule(rule: int, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if rule == len(_RULES):
+        return _by_series(u, v)
+    return _by_normal_rule(u, v, *normal_rule(*_RULES[rule][1:]))
 
 
 def _by_normal_rule(
-    distance: np.ndarray, variance: np.ndarray, mean: np.ndarray, curvature: np.ndarray
-) -> None:
-    """Fill `mean` and `curvature`; variances beyond the rule's reach count as its largest."""
-    real = distance.dtype.type
-    largest = min(float(variance.max(initial=0)), _LARGE)
-    step = min(_WIDEST, _STEP / np.sqrt(max(largest, 1.0)))
-    pairs = next((pairs for pairs in _PAIRS if pairs * step >= _REACH), _PAIRS[-1])
-    step, nodes, weights = normal_rule(pairs)
-    s = np.sqrt(np.clip(variance, np.finfo(real).eps, _LARGE))
-    mu = np.minimum(distance, _CLIP)
-    cosh_mu, decay = np.cosh(mu), np.exp(-mu)
-    half = s * real(step / 2)
-    cosh, sinh = np.cosh(half), np.sinh(half)
-    before, sinh_before = cosh.copy(), -sinh
-    twice = 2 + 4 * sinh * sinh  # 2 cosh(s step)
-    share, term, odd = np.empty_like(mu), np.empty_like(mu), np.zeros_like(mu)
-    mean[...] = 0
-    for j in range(pairs):
-        np.add(cosh_mu, cosh, out=share)
-        np.divide(real(weights[j]), share, out=share)
-        np.add(decay, cosh, out=term)
+    u: np.ndarray, v: np.ndarray, nodes: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both by a rule; all is doubled, which saves the halves of cosh and sinh."""
+    real = u.dtype.type
+    # Below, sinh(s x) / s would lose its digits; the expectation is flat there.
+    s = np.sqrt(np.maximum(v, 100 * np.finfo(real).eps))
+    decay = np.exp(-np.minimum(u, real(_CLIP)))
+    cosh_u = 1 / decay
+    cosh_u += decay
+    decay *= 2
+    mean, odd = np.zeros_like(u), np.zeros_like(u)
+    up, down, share, term = (np.empty_like(u) for _ in range(4))
+    for x, w in zip(nodes.astype(real), weights.astype(real), strict=True):
+        np.exp(np.multiply(s, x, out=up), out=up)
+        np.divide(1, up, out=down)
+        np.add(up, down, out=term)
+        np.divide(w, np.add(cosh_u, term, out=share), out=share)
+        term += decay
         term *= share
         mean += term
-        share *= sinh
-        share *= real(nodes[j])
-        odd += share
-        # cosh (j + 1) = 2 cosh(step) cosh j - cosh (j - 1), and sinh alike.
-        np.subtract(np.multiply(twice, cosh, out=share), before, out=before)
-        cosh, before = before, cosh
-        np.subtract(np.multiply(twice, sinh, out=share), sinh_before, out=sinh_before)
-        sinh, sinh_before = sinh_before, sinh
-    np.divide(odd, s, out=curvature)
+        up -= down
+        up *= share
+        up *= x
+        odd += up
+    return mean, np.divide(odd, s, out=odd)
+
+
+def _by_series(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both by Edgeworth's series, z = u / sqrt(k)."""
+    real = u.dtype.type
+    k = v + real(_LOGISTIC_VARIANCE)
+    root = np.sqrt(k)
+    z = u / root
+    y = z * z
+    density = np.exp(real(-0.5) * y)
+    density *= real(1 / np.sqrt(2 * np.pi))
+    share = 1 / k
+    share *= share
+    a = real(_FOURTH) * share
+    b = real(_SIXTH) * share / k
+    c = real(_EIGHTH) * share * share
+    # Hermite polynomials 3 to 8 in y = z^2, the odd ones over z.
+    odd = a * (y - 3)
+    odd += b * ((y - 10) * y + 15)
+    odd += c * (((y - 21) * y + 105) * y - 105)
+    even = a * ((y - 6) * y + 3)
+    even += b * (((y - 15) * y + 45) * y - 15)
+    even += c * ((((y - 28) * y + 210) * y - 420) * y + 105)
+    odd *= z
+    odd *= density
+    odd += ndtr(-z)
+    even += 1
+    even *= density
+    even /= root
+    return odd, even
 
 
 class GaussianBatch(RowBatch):
@@ -177,9 +191,7 @@ class GaussianBatch(RowBatch):
         self.r = residual(self.margin, mean, self.Y)
 
     def _spread(self, products: np.ndarray) -> np.ndarray:
-        spread = products @ self.squares.T
-        spread *= self.rho[:, None]
-        return spread
+        return times_transposed(self.rho[:, None] * products, self.squares)
 
     def gradient(self) -> tuple[np.ndarray, np.ndarray]:
         self.age += 1
@@ -188,42 +200,45 @@ class GaussianBatch(RowBatch):
             self.variance = self._spread(self.W * self.W)
             self._expect()
         weighted = self.r * self.weight
-        self.shrink = (self.h * self.weight) @ self.squares
-        self.shrink *= self.rho[:, None]
-        self.shrink += self.penalty
-        return weighted @ self.Z + self.shrink * self.W, weighted.sum(axis=1)
+        shrink = (self.h * self.weight) @ self.squares
+        shrink *= self.rho[:, None]
+        shrink += self.penalty
+        self.c = self._curvature(self.h)
+        self.M = (self.c / self.total)[:, None] * self.diagonal + shrink
+        return weighted @ self.Z + shrink * self.W, weighted.sum(axis=1)
 
     def precondition(self, g: np.ndarray, g_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        c = self.h @ self.weight
-        M = (c / self.total)[:, None] * self.diagonal + self.shrink
-        return np.divide(g, M, out=np.zeros_like(g), where=M > 0), g_b / c
+        return np.divide(g, self.M, out=np.zeros_like(g), where=self.M > 0), g_b / self.c
 
     def aim(self, direction: np.ndarray, direction_b: np.ndarray) -> np.ndarray:
         self.direction, self.direction_b = direction, direction_b
         self.q = self._margins(direction, direction_b)
         self.aq = self.q * self.weight
         # v at t: variance + 2 t tilt + t^2 bend.
-        self.tilt = self._spread(self.W * direction)
-        self.bend = self._spread(direction * direction)
+        scaled = self.rho[:, None] * direction
+        both = times_transposed(np.concatenate([self.W * scaled, direction * scaled]), self.squares)
+        self.tilt, self.bend = both[: len(direction)], both[len(direction) :]
         penalised = self.penalty * direction
         self.square = dot(penalised, direction)
         self.linear = dot(penalised, self.W)
         return dot(self.weight * self.h, self.q * self.q + self.bend) + self.square
 
-    def slope(self, t: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        some = slice(None) if len(part) == len(t) else part
-        t = t[some]
+    def slope(self, t: np.ndarray, part: np.ndarray) -> np.ndarray:
+        some = slice(None) if len(part) == len(self.b) else part
         step = t[:, None]
-        q, bend, tilt = self.q[some], self.bend[some], self.tilt[some]
-        margin = self.margin[some] + step * q
-        mean, h = expected_tail(margin, self.variance[some] + step * (2 * tilt + step * bend))
+        tilt = self.bend[some] * step
+        tilt += self.tilt[some]  # half of dv / dt
+        variance = tilt + self.tilt[some]
+        variance *= step
+        variance += self.variance[some]
+        margin = step * self.q[some]
+        margin += self.margin[some]
+        mean, h = expected_tail(margin, np.maximum(variance, 0, out=variance))
         r = residual(margin, mean, self.Y[some])
         self.r[some], self.h[some] = r, h
-        square = self.square[some]
-        ah = h * self.weight
-        first = dot(self.aq[some], r) + dot(ah, tilt + step * bend)
-        first += self.linear[some] + t * square
-        return first, dot(ah, q * q + bend) + square
+        tilt *= self.weight
+        first = dot(self.aq[some], r) + dot(h, tilt)
+        return first + self.linear[some] + t * self.square[some]
 
     def move(self, t: np.ndarray) -> None:
         step = t[:, None]

@@ -25,13 +25,14 @@ from heads.gaussian import GaussianBatch
 from heads.newton import Batch, LogisticBatch, Solution, base_rate_loss, minimise
 from heads.parallel import Map, worker_threads
 from heads.rare import label_counts, logistic_rare_bias, trainable
-from heads.selection import OutOfFold
+from heads.selection import OutOfFold, Start
 from heads.training import TrainingSet, label_patterns
 
 # Of one product. The Gaussian objective has labels that go on long after the others,
 # and does better with more of them together.
 _LABELS = {"quadratic": 128, "gaussian": 256}
 _POINTS = 3  # of a path of rates that foretell the next
+_AHEAD = 2.5  # steps, at most, that they foretell
 
 
 @dataclass(frozen=True)
@@ -112,22 +113,30 @@ class Rows:
 
 @dataclass(frozen=True)
 class _Point:
-    """The solution at log rho = `at`."""
+    """The solution where a path has come to `at`, which grows as rates fall."""
 
     at: float
     W: np.ndarray
     b: np.ndarray
 
 
-def _extrapolate(path: list[_Point], at: float) -> tuple[np.ndarray, np.ndarray]:
-    """W and b at log rho = `at`, by the polynomial through the last points of the path.
+def _place(rho: float, noise: str) -> float:
+    """Where a rate stands on its path: so that solutions are nearly polynomials of it.
 
-    That takes a third off the iterations; but it is done one step ahead only.
+    Weights under Gaussian noise grow from 0, at infinite rho, about as rho^-1/2.
     """
-    if at > path[0].at:
-        return path[0].W, path[0].b
-    near = path[-_POINTS:]
-    if len(near) == 1 or near[-1].at - at > 1.5 * (near[-2].at - near[-1].at):
+    rho = max(rho, 1e-300)
+    return float(rho**-0.5) if noise == "gaussian" else float(-np.log(rho))
+
+
+def _extrapolate(path: list[_Point], at: float, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """W and b at `at`, by the polynomial through the last points of the path.
+
+    That takes a third off the iterations; but it is done one step ahead only, and
+    not for labels that have not `moved` at the last rate: they would run away.
+    """
+    near = path[-_POINTS:] if path[0].at != 0 else path
+    if at - near[-1].at > _AHEAD * (near[-1].at - near[-2].at):
         return path[-1].W, path[-1].b
     W, b = np.zeros_like(near[0].W), np.zeros_like(near[0].b)
     for point in near:
@@ -135,7 +144,18 @@ def _extrapolate(path: list[_Point], at: float) -> tuple[np.ndarray, np.ndarray]
         share = W.dtype.type(np.prod([(at - x) / (point.at - x) for x in others]))
         W += share * point.W
         b += share * point.b
+    W[~moved], b[~moved] = path[-1].W[~moved], path[-1].b[~moved]
     return W, b
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Margins of the test images, W0 apart, their variances (r, k), and what they rest on."""
+
+    margin: np.ndarray
+    variance: np.ndarray
+    D: np.ndarray
+    b: np.ndarray
 
 
 class Chunk:
@@ -150,22 +170,41 @@ class Chunk:
         base = data.row_base(rows.images, labels)
         self.offset = None if base is None else np.ascontiguousarray(base.T)
         self.path: list[_Point] = []
+        self.moved = np.ones(len(labels), bool)
         self.solution: Solution | None = None
         self.made = ""
 
+    def start_from(self, start: Start) -> None:
+        """Start the path from coefficients of fits on some of the rows."""
+        at, labels = self.rows.at, self.labels
+        D = start.D[labels]
+        W, b = self._without_weights()
+        known = start.folds[labels] > 0
+        W[known], b[known] = at.weights(D)[known], (start.b[labels] + D @ at.mean)[known]
+        self.made, self.path = self.rows.made, [_Point(-np.inf, W, b)]
+
     def solve(self, rho: np.ndarray) -> Solution:
         """Solution at rates rho (k,), started from those at the rates before."""
-        rows = self.rows
-        if self.made != rows.made:
+        rows, noise = self.rows, self.rows.objective.noise
+        at = _place(float(rho.max()), noise)
+        if self.made != rows.made or (self.path and at <= self.path[-1].at):
             self.made, self.path = rows.made, []
-        at = float(np.log(max(rho.max(), 1e-300)))
-        W, b = _extrapolate(self.path, at) if self.path else self._without_weights()
+        if not self.path:
+            W, b = self._without_weights()
+            # Infinite rho, where the weights are zero, has no place on a logarithm's path.
+            self.path = [_Point(0.0, W, b)] if noise == "gaussian" else []
+            self.moved[:] = True
+        if len(self.path) > 1:
+            W, b = _extrapolate(self.path, at, self.moved)
+        elif self.path:
+            W, b = self.path[0].W, self.path[0].b
         weight = rows.weight.astype(W.dtype)
         tolerance = rows.objective.tol * base_rate_loss(self.Y, weight)
         self.solution = minimise(self._batch(W, b, weight, rho), tolerance, rows.objective.max_iter)
-        # The first one is for a rate beyond it, the others for the rates to come.
-        del self.path[1:-_POINTS]
         self.path.append(_Point(at, self.solution.W, self.solution.b))
+        if len(self.path) > _POINTS + 1:
+            del self.path[:-_POINTS]
+        self.moved = self.solution.n_iter > 1
         return self.solution
 
     def _without_weights(self) -> tuple[np.ndarray, np.ndarray]:
@@ -195,14 +234,15 @@ class Chunk:
         assert self.solution is not None
         return self.labels[~self.solution.converged]
 
-    def held_out(self, rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Margins, W0 apart, and their variances for the test images; (r, k) each."""
+    def held_out(self, rho: np.ndarray) -> HeldOut:
+        """What the last solution says of the test images."""
         rows, solution = self.rows, self.solution
         assert solution is not None
         assert rows.held is not None
         assert rows.test is not None
+        D, b = self.coefficients()
         margin = rows.held @ solution.W.T + solution.b
-        return margin, margin_variance(rows.test, rows.at.coefficients(solution.W), rho)
+        return HeldOut(margin, margin_variance(rows.test, D, rho), D, b)
 
 
 class LogisticFit:
@@ -253,15 +293,15 @@ class LogisticFit:
         b[self.rare] = self.rare_bias
         return W, b
 
-    def scores(self, held: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    def scores(self, held: list[HeldOut]) -> tuple[np.ndarray, np.ndarray]:
         """Margins and probabilities (r, K) of the test images from those of the chunks."""
         data = self.data
         assert self.test is not None
         base = data.base_means(self.test)
         margin = np.zeros((len(self.test), data.n_labels), data.dtype)
         variance = np.zeros_like(margin)
-        for chunk, (some, noise) in zip(self.chunks, held, strict=True):
-            margin[:, chunk.labels], variance[:, chunk.labels] = some, noise
+        for chunk, part in zip(self.chunks, held, strict=True):
+            margin[:, chunk.labels], variance[:, chunk.labels] = part.margin, part.variance
         margin[:, self.rare] = self.rare_bias
         if base is not None and data.intercept_init is not None:
             margin += base
@@ -270,7 +310,7 @@ class LogisticFit:
 
 
 def fit_logistic(
-    data: TrainingSet, objective: Objective, dropout: np.ndarray
+    data: TrainingSet, objective: Objective, dropout: np.ndarray, start: Start | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """W, b and the iterations (K,) of a fit on all rows, at one rate or at one a label."""
     rho = np.broadcast_to(rho_from_dropout(dropout), data.n_labels)
@@ -278,7 +318,13 @@ def fit_logistic(
         fit = LogisticFit(data, np.arange(data.n_images), objective)
         for rows in fit.rows:
             rows.prepare(rho)
-        solutions = run(lambda chunk: chunk.solve(rho[chunk.labels]), fit.chunks)
+
+        def task(chunk: Chunk) -> Solution:
+            if start is not None:
+                chunk.start_from(start)
+            return chunk.solve(rho[chunk.labels])
+
+        solutions = run(task, fit.chunks)
     n_iter = np.ones(data.n_labels, int)
     for chunk, solution in zip(fit.chunks, solutions, strict=True):
         n_iter[chunk.labels] = solution.n_iter
@@ -310,7 +356,7 @@ def out_of_fold(
     """Held-out scores at one rate, each chunk of labels of each fold a task."""
     run(lambda rows: rows.prepare(np.asarray([rho])), [rows for fit in fits for rows in fit.rows])
 
-    def task(chunk: Chunk) -> tuple[np.ndarray, np.ndarray]:
+    def task(chunk: Chunk) -> HeldOut:
         rates = np.full(len(chunk.labels), rho)
         chunk.solve(rates)
         return chunk.held_out(rates)
@@ -318,8 +364,11 @@ def out_of_fold(
     held = run(task, [chunk for fit in fits for chunk in fit.chunks])
     margin = np.empty((data.n_images, data.n_labels), data.dtype)
     probability = np.empty_like(margin)
+    start = Start.zero(data)
     for fit in fits:
         own, held = held[: len(fit.chunks)], held[len(fit.chunks) :]
         margin[fit.test], probability[fit.test] = fit.scores(own)
         failed += [chunk.unconverged() for chunk in fit.chunks]
-    return OutOfFold(margin, probability)
+        for chunk, part in zip(fit.chunks, own, strict=True):
+            start.add(chunk.labels, part.D, part.b)
+    return OutOfFold(margin, probability, start.mean())

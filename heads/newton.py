@@ -1,11 +1,15 @@
 """How are many smooth convex problems on the same rows minimised at once?
 
 The unknowns of label k are weights w (r,) and an intercept b. All labels move
-together, so that an iteration is a few matrix products for all of them:
-conjugate gradients (Polak-Ribiere) with a preconditioner M, and a line search
-of its own for each label. Margins are linear along a direction, so the search
-costs no product: Newton steps on the derivative, kept inside a bracket. A label
-whose decrement g' M^-1 g / 2 is small leaves the products.
+together, so that an iteration is a few matrix products for all of them: the
+quasi-Newton method L-BFGS about a diagonal M of each objective's own, and a line
+search of its own for each label. Margins are linear along a direction, so the
+search costs no product: secants of the derivative, kept inside a bracket. A label
+whose decrement g' H g / 2 is small, H the inverse Hessian's estimate, leaves the
+products.
+
+Source: Liu, Nocedal (1989), "On the limited memory BFGS method for large scale
+optimization".
 """
 
 from __future__ import annotations
@@ -15,8 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_LINE_STEPS = 12
-_LINE_TOL = 0.1  # of the slope at the start: how flat the search ends
+_MEMORY = 8  # steps that the curvature is estimated from
+_LINE_STEPS = 20
+_LINE_GROWTH = 4.0  # of the step, while the derivative still falls
+_LINE_TOL = 0.3  # of the slope at the start: how flat the search ends
 
 
 @dataclass
@@ -54,15 +60,15 @@ class Batch(ABC):
 
     @abstractmethod
     def precondition(self, g: np.ndarray, g_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """M^-1 applied to a gradient."""
+        """M^-1 applied to what is shaped like a gradient."""
 
     @abstractmethod
     def aim(self, direction: np.ndarray, direction_b: np.ndarray) -> np.ndarray:
-        """Make all products along a direction; return a first guess of the second derivative."""
+        """Make all products along a direction; return an estimate of the second derivative."""
 
     @abstractmethod
-    def slope(self, t: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First and second derivative of the labels `part` at steps t; the last call counts."""
+    def slope(self, t: np.ndarray, part: np.ndarray) -> np.ndarray:
+        """Derivative of the labels `part` at steps t; the last call of each label counts."""
 
     @abstractmethod
     def move(self, t: np.ndarray) -> None:
@@ -91,12 +97,13 @@ def minimise(batch: Batch, tolerance: np.ndarray, max_iter: int) -> Solution:
         n_iter=np.zeros(len(labels), int),
         converged=np.zeros(len(labels), bool),
     )
-    path = _Path(batch.W.shape, batch.W.dtype)
+    memory = _Memory()
+    t = np.ones_like(batch.b)
     for iteration in range(1, max_iter + 1):
         g, g_b = batch.gradient()
-        step, step_b = batch.precondition(g, g_b)
-        decrement = dot(g, step) + g_b * step_b
-        done = decrement <= 2 * tolerance[labels]
+        memory.learn(t, g, g_b)
+        slope = memory.turn(batch)
+        done = -slope <= 2 * tolerance[labels]
         stop = done | (iteration == max_iter)
         if stop.any():
             at = labels[stop]
@@ -105,80 +112,126 @@ def minimise(batch: Batch, tolerance: np.ndarray, max_iter: int) -> Solution:
             if stop.all():
                 break
             left = ~stop
-            labels = labels[left]
+            labels, slope = labels[left], slope[left]
             batch.keep(left)
-            path.keep(left)
-            g, g_b, step, step_b, decrement = (
-                values[left] for values in (g, g_b, step, step_b, decrement)
-            )
-        slope = path.turn(g, g_b, step, step_b, decrement)
-        second = batch.aim(path.direction, path.direction_b)
-        batch.move(_search(batch, slope, second))
+            memory.keep(left)
+        second = batch.aim(memory.direction, memory.direction_b)
+        t = _search(batch, slope, -slope / second if iteration == 1 else np.ones_like(slope))
+        batch.move(t)
     return result
 
 
-class _Path:
-    """The last direction and gradient of each label."""
+@dataclass
+class _Step:
+    """A step and how it changed the gradient; `share` is 1 / (s' y), or 0 if that is not > 0."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self.direction, self.g = np.zeros(shape, dtype), np.zeros(shape, dtype)
-        self.direction_b, self.g_b = np.zeros(shape[0], dtype), np.zeros(shape[0], dtype)
-        self.decrement = np.zeros(shape[0], dtype)
+    s: np.ndarray
+    s_b: np.ndarray
+    y: np.ndarray
+    y_b: np.ndarray
+    share: np.ndarray
 
-    def keep(self, kept: np.ndarray) -> None:
-        for name, value in vars(self).items():
-            setattr(self, name, value[kept])
+    def along(self, v: np.ndarray, v_b: np.ndarray) -> np.ndarray:
+        return self.share * (dot(self.s, v) + self.s_b * v_b)
 
-    def turn(
-        self,
-        g: np.ndarray,
-        g_b: np.ndarray,
-        step: np.ndarray,
-        step_b: np.ndarray,
-        decrement: np.ndarray,
-    ) -> np.ndarray:
-        """Take the next conjugate direction, or -M^-1 g where that one would climb; its slope."""
-        change = decrement - dot(self.g, step) - self.g_b * step_b
-        beta = np.zeros_like(decrement)
-        np.divide(np.maximum(change, 0), self.decrement, out=beta, where=self.decrement > 0)
-        direction = beta[:, None] * self.direction - step
-        direction_b = beta * self.direction_b - step_b
-        slope = dot(direction, g) + direction_b * g_b
-        climbs = slope >= 0
+    def across(self, v: np.ndarray, v_b: np.ndarray) -> np.ndarray:
+        return self.share * (dot(self.y, v) + self.y_b * v_b)
+
+
+class _Memory:
+    """The last steps of each label, the last gradient and the direction from there."""
+
+    g: np.ndarray
+    g_b: np.ndarray
+    direction: np.ndarray
+    direction_b: np.ndarray
+
+    def __init__(self) -> None:
+        self.steps: list[_Step] = []
+        self.begun = False
+
+    def learn(self, t: np.ndarray, g: np.ndarray, g_b: np.ndarray) -> None:
+        """Note the gradient where a step t along the direction has led."""
+        if self.begun:
+            s, s_b = t[:, None] * self.direction, t * self.direction_b
+            y, y_b = g - self.g, g_b - self.g_b
+            product = dot(s, y) + s_b * y_b
+            share = np.divide(1, product, out=np.zeros_like(product), where=product > 0)
+            self.steps = [*self.steps[1 - _MEMORY :], _Step(s, s_b, y, y_b, share)]
+        self.begun = True
+        self.g, self.g_b = g, g_b
+
+    def turn(self, batch: Batch) -> np.ndarray:
+        """Take the direction -H g, or -M^-1 g where that one would climb; its slope -g' H g."""
+        v, v_b = self.g.copy(), self.g_b.copy()
+        amounts = []
+        for step in reversed(self.steps):
+            amount = step.along(v, v_b)
+            amounts.append(amount)
+            v -= amount[:, None] * step.y
+            v_b -= amount * step.y_b
+        v, v_b = batch.precondition(v, v_b)
+        for step, amount in zip(self.steps, reversed(amounts), strict=True):
+            change = amount - step.across(v, v_b)
+            v += change[:, None] * step.s
+            v_b += change * step.s_b
+        slope = -dot(v, self.g) - v_b * self.g_b
+        climbs = slope > 0
         if climbs.any():
-            direction[climbs], direction_b[climbs] = -step[climbs], -step_b[climbs]
-            slope[climbs] = -decrement[climbs]
-        self.direction, self.direction_b = direction, direction_b
-        self.g, self.g_b, self.decrement = g, g_b, decrement
+            plain, plain_b = batch.precondition(self.g, self.g_b)
+            v[climbs], v_b[climbs] = plain[climbs], plain_b[climbs]
+            slope[climbs] = (-dot(plain, self.g) - plain_b * self.g_b)[climbs]
+        self.direction, self.direction_b = -v, -v_b
         return slope
 
+    def keep(self, kept: np.ndarray) -> None:
+        """Go on with the labels where `kept` is True."""
+        for name in ("g", "g_b", "direction", "direction_b"):
+            setattr(self, name, getattr(self, name)[kept])
+        for step in self.steps:
+            for name, value in vars(step).items():
+                setattr(step, name, value[kept])
 
-def _search(batch: Batch, slope: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Step of each label at which its derivative has nearly vanished.
 
-    Where that fails to rounding, the longest step that still descends, so that
-    a convex objective never rises.
+def _search(batch: Batch, slope: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """Step of each label, tried from `t` on, at which its derivative has nearly vanished.
+
+    Secants of the derivative, kept inside a bracket by the Illinois rule. Where
+    that fails to rounding, the longest step that still descends, so that a convex
+    objective never rises.
     """
-    t = -slope / second
     low, high = np.zeros_like(t), np.full_like(t, np.inf)
+    f_low, f_high = slope.copy(), np.zeros_like(t)
+    before = np.zeros_like(t)  # the derivative's sign at the last step
     part = np.arange(len(t))
     for _ in range(_LINE_STEPS):
-        derivative, second = batch.slope(t, part)
+        derivative = batch.slope(t[part], part)
         open_ = np.abs(derivative) > -_LINE_TOL * slope[part]
         if not open_.any():
             return t
-        part, derivative, second = part[open_], derivative[open_], second[open_]
-        here = t[part]
-        rises = derivative > 0
-        high[part] = np.where(rises, here, high[part])
-        low[part] = np.where(rises, low[part], here)
-        following = here - derivative / second
-        middle = np.where(np.isinf(high[part]), 2 * here, (low[part] + high[part]) / 2)
-        inside = (following > low[part]) & (following < high[part])
-        t[part] = np.where(inside, following, middle)
+        part, f = part[open_], derivative[open_]
+        x, rises = t[part], f > 0
+        # Beyond the bracket's end so far, as far as the last two derivatives foretell.
+        reach = x - f * (x - low[part]) / np.where(f > f_low[part], f - f_low[part], np.inf)
+        reach = np.where(reach > x, np.minimum(reach, _LINE_GROWTH * x), _LINE_GROWTH * x)
+        # An end that stays twice counts half, or it would stay for ever.
+        same = np.sign(f) == before[part]
+        f_high[part] = np.where(rises, f, np.where(same, f_high[part] / 2, f_high[part]))
+        f_low[part] = np.where(rises, np.where(same, f_low[part] / 2, f_low[part]), f)
+        high[part], low[part] = np.where(rises, x, high[part]), np.where(rises, low[part], x)
+        before[part] = np.sign(f)
+        closed = np.isfinite(high[part])
+        width = np.where(closed, high[part] - low[part], 0)
+        share = -f_low[part] / (f_high[part] - f_low[part])
+        t[part] = np.where(closed, low[part] + share * width, reach)
     t[part] = low[part]
-    batch.slope(t, part)
+    batch.slope(t[part], part)
     return t
+
+
+def times_transposed(A: np.ndarray, B: np.ndarray) -> np.ndarray:
+    """A B' for few rows in A and many in B: BLAS packs that in half the time of ``A @ B.T``."""
+    return np.ascontiguousarray((B @ A.T).T)
 
 
 def dot(A: np.ndarray, B: np.ndarray) -> np.ndarray:
@@ -199,6 +252,8 @@ class RowBatch(Batch):
         Added to the margins.
     """
 
+    r: np.ndarray  # expected sigma(mu) - y
+
     def __init__(
         self,
         Z: np.ndarray,
@@ -214,12 +269,23 @@ class RowBatch(Batch):
         self.margin = self._margins(W, b)
         if offset is not None:
             self.margin += offset
-        self.by_label = ["Y", "offset", "margin", "W", "b"]
+        self.by_label = ["Y", "offset", "margin", "W", "b", "M", "c"]
 
     def _margins(self, W: np.ndarray, b: np.ndarray) -> np.ndarray:
-        margin: np.ndarray = W @ self.Z.T
+        margin = times_transposed(W, self.Z)
         margin += b[:, None]
         return margin
+
+    def _curvature(self, h: np.ndarray) -> np.ndarray:
+        """(k,) sum of a_i h_i, or what leads over the greatest margin if that is more.
+
+        A row far on the wrong side has no curvature, but a residual of 1: steps by h
+        alone would know no bounds.
+        """
+        reach = 1 + np.maximum(self.margin.max(axis=1), -self.margin.min(axis=1))
+        bound = np.abs(self.r) @ self.weight / reach
+        c: np.ndarray = np.maximum(h @ self.weight, bound)
+        return np.maximum(c, np.finfo(c.dtype).tiny)
 
     def keep(self, kept: np.ndarray) -> None:
         for name in self.by_label:
@@ -276,39 +342,37 @@ class LogisticBatch(RowBatch):
         self.penalty = penalty
         self.total = weight.sum()
         self.squares = np.einsum("ij,ij,i->j", Z, Z, weight)
-        p = tail(self.margin)
-        self.r, self.h = residual(self.margin, p, Y), p * (1 - p)
-        self.by_label += ["penalty", "r", "h"]
+        self.p = tail(self.margin)
+        self.r = residual(self.margin, self.p, Y)
+        self.by_label += ["penalty", "r", "p", "h"]
 
     def gradient(self) -> tuple[np.ndarray, np.ndarray]:
         weighted = self.r * self.weight
+        self.h = self.p * (1 - self.p)
+        self.c = self._curvature(self.h)
+        self.M = (self.c / self.total)[:, None] * self.squares + self.penalty
         return weighted @ self.Z + self.penalty * self.W, weighted.sum(axis=1)
 
     def precondition(self, g: np.ndarray, g_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        c = self.h @ self.weight
-        return g / ((c / self.total)[:, None] * self.squares + self.penalty), g_b / c
+        return g / self.M, g_b / self.c
 
     def aim(self, direction: np.ndarray, direction_b: np.ndarray) -> np.ndarray:
         self.direction, self.direction_b = direction, direction_b
         self.q = self._margins(direction, direction_b)
         self.aq = self.q * self.weight
-        self.aqq = self.aq * self.q
         penalised = self.penalty * direction
         self.square = dot(penalised, direction)
         self.linear = dot(penalised, self.W)
-        return dot(self.aqq, self.h) + self.square
+        return np.einsum("kn,kn,kn->k", self.aq, self.q, self.h) + self.square
 
-    def slope(self, t: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        some = slice(None) if len(part) == len(t) else part
-        t = t[some]
+    def slope(self, t: np.ndarray, part: np.ndarray) -> np.ndarray:
+        some = slice(None) if len(part) == len(self.b) else part
         margin = t[:, None] * self.q[some]
         margin += self.margin[some]
         p = tail(margin)
-        r, h = residual(margin, p, self.Y[some]), p * (1 - p)
-        self.r[some], self.h[some] = r, h
-        square = self.square[some]
-        first = dot(self.aq[some], r) + self.linear[some] + t * square
-        return first, dot(self.aqq[some], h) + square
+        r = residual(margin, p, self.Y[some])
+        self.r[some], self.p[some] = r, p
+        return dot(self.aq[some], r) + self.linear[some] + t * self.square[some]
 
     def move(self, t: np.ndarray) -> None:
         self.W += t[:, None] * self.direction

@@ -21,6 +21,43 @@ _LEAST_RATIO = 2.0  # of rho, from a rate to the next beyond the grid
 
 
 @dataclass(frozen=True)
+class Start:
+    """Mean coefficients over the folds, W0 and b0 apart, from which the last fit starts.
+
+    Attributes
+    ----------
+    D : (K, d), b : (K,)
+    folds : (K,) int
+        How many are in.
+    """
+
+    D: np.ndarray
+    b: np.ndarray
+    folds: np.ndarray
+
+    @classmethod
+    def zero(cls, data: TrainingSet) -> Start:
+        K = data.n_labels
+        D = np.zeros((K, data.n_features), data.dtype)
+        return cls(D, np.zeros(K, data.dtype), np.zeros(K, int))
+
+    def add(self, labels: np.ndarray, D: np.ndarray, b: np.ndarray) -> None:
+        """Add the coefficients of some labels in one fold."""
+        self.D[labels] += D
+        self.b[labels] += b
+        self.folds[labels] += 1
+
+    def mean(self) -> Start:
+        """Sums over their number."""
+        number = np.maximum(self.folds, 1).astype(self.b.dtype)
+        return Start(self.D / number[:, None], self.b / number, np.minimum(self.folds, 1))
+
+    def take(self, other: Start, labels: np.ndarray) -> None:
+        """Take some labels from another."""
+        self.D[labels], self.b[labels] = other.D[labels], other.b[labels]
+
+
+@dataclass(frozen=True)
 class OutOfFold:
     """Held-out scores of all images at one rate.
 
@@ -30,10 +67,13 @@ class OutOfFold:
         On the scale of ``decision_function``.
     probability : (n, K) or None
         None if it is yet to be calibrated from the margins.
+    start : Start or None
+        For a fit on all rows at that rate.
     """
 
     margin: np.ndarray
     probability: np.ndarray | None
+    start: Start | None = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +254,8 @@ class _Best:
             self.oof.margin[:, better] = oof.margin[:, better]
             if self.oof.probability is not None and oof.probability is not None:
                 self.oof.probability[:, better] = oof.probability[:, better]
+            if self.oof.start is not None and oof.start is not None:
+                self.oof.start.take(oof.start, better)
 
 
 def select_dropout(
