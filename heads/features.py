@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 
 import numpy as np
+
+from heads.dropout import second_moments
+from heads.training import TrainingSet
 
 
 @dataclass(frozen=True)
@@ -65,22 +69,49 @@ def scaled_coordinates(X: np.ndarray, weight: np.ndarray, shape: np.ndarray) -> 
     return Coordinates(mean, inverse_root(shape).astype(X.dtype))
 
 
-def principal_coordinates(
-    X: np.ndarray, weight: np.ndarray, shape: np.ndarray
-) -> tuple[Coordinates, np.ndarray]:
-    """Principal axes of the scaled, centred, weighted rows, and their rows Z (n, r).
+def principal_axes(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Orthonormal principal axes (r, d) of centred rows (n, d), weighted.
 
     Directions in which rows do not vary, to rounding, are dropped. The Gram
     matrix is on the smaller side; O(n d min(n, d)).
     """
-    scaled = scaled_coordinates(X, weight, shape)
-    rows = scaled.features(X)
-    weighted = rows * np.sqrt(weight).astype(X.dtype)[:, None]
-    by_rows = len(X) < X.shape[1]
+    weighted = rows * np.sqrt(weight).astype(rows.dtype)[:, None]
+    by_rows = rows.shape[0] < rows.shape[1]
     gram = weighted @ weighted.T if by_rows else weighted.T @ weighted
     values, vectors = np.linalg.eigh(gram)
     kept = values > len(gram) * np.finfo(gram.dtype).eps * max(float(values[-1]), 0.0)
     axes = vectors[:, kept].T
-    if by_rows:
-        axes = (axes / np.sqrt(values[kept])[:, None]) @ weighted
-    return Coordinates(scaled.mean, scaled.scale, axes), rows @ axes.T
+    return (axes / np.sqrt(values[kept])[:, None]) @ weighted if by_rows else axes
+
+
+class PrincipalAxes:
+    """Principal axes of all rows of a training set, for folds and other parts of them.
+
+    Where there are more rows than features these axes are nearly a fold's own, which
+    is enough to precondition by, and are made once.
+    """
+
+    def __init__(self, data: TrainingSet) -> None:
+        self.data = data
+        self.made: dict[bool, np.ndarray] = {}
+        self.lock = Lock()
+
+    def coordinates(
+        self, X: np.ndarray, weight: np.ndarray, m: np.ndarray | None
+    ) -> tuple[Coordinates, np.ndarray]:
+        """Coordinates of some rows X (n, d), divided by sqrt(m) or left, and Z (n, r) there."""
+        scaled = scaled_coordinates(X, weight, np.ones(X.shape[1]) if m is None else m)
+        rows = scaled.features(X)
+        few = len(X) < X.shape[1]
+        axes = principal_axes(rows, weight) if few else self._of_all(m is not None)
+        return Coordinates(scaled.mean, scaled.scale, axes), rows @ axes.T
+
+    def _of_all(self, divided: bool) -> np.ndarray:
+        with self.lock:
+            if divided not in self.made:
+                images = np.flatnonzero(self.data.weight > 0)
+                X, weight = self.data.rows(images), self.data.row_weight(images)
+                shape = second_moments(X, weight) if divided else np.ones(X.shape[1])
+                rows = scaled_coordinates(X, weight, shape).features(X)
+                self.made[divided] = principal_axes(rows, weight)
+            return self.made[divided]

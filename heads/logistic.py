@@ -16,6 +16,7 @@ from heads.dropout import (
     noise_averaged_probability,
     rho_from_dropout,
 )
+from heads.features import PrincipalAxes
 from heads.folds import Fold, check_folds
 from heads.logistic_fit import (
     LogisticFit,
@@ -210,7 +211,8 @@ class DropoutLogisticCV(LinearHead):
         folds = check_folds(self.cv, every, fold_targets(data), data.groups, self.random_state)
         failed: list[np.ndarray] = []
         with worker_threads() as run:
-            fits = run(lambda fold: LogisticFit(data, fold[0], objective, fold[1]), folds)
+            axes = PrincipalAxes(data)
+            fits = run(lambda fold: LogisticFit(data, fold[0], objective, axes, fold[1]), folds)
 
             def evaluate(dropout: float) -> OutOfFold:
                 return out_of_fold(data, fits, float(rho_from_dropout(dropout)), run, failed)

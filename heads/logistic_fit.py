@@ -20,7 +20,7 @@ from heads.dropout import (
     rho_from_dropout,
     second_moments,
 )
-from heads.features import Coordinates, principal_coordinates, scaled_coordinates
+from heads.features import Coordinates, PrincipalAxes, scaled_coordinates
 from heads.gaussian import GaussianBatch
 from heads.newton import Batch, LogisticBatch, Solution, base_rate_loss, minimise
 from heads.parallel import Map, worker_threads
@@ -28,9 +28,7 @@ from heads.rare import label_counts, logistic_rare_bias, trainable
 from heads.selection import OutOfFold, Start
 from heads.training import TrainingSet, label_patterns
 
-# Of one product. The Gaussian objective has labels that go on long after the others,
-# and does better with more of them together.
-_LABELS = {"quadratic": 128, "gaussian": 256}
+_LABELS = 256  # of one product
 _POINTS = 3  # of a path of rates that foretell the next
 _AHEAD = 2.5  # steps, at most, that they foretell
 
@@ -70,9 +68,14 @@ class Rows:
     """Training rows of labels that are known on the same images, in good coordinates."""
 
     def __init__(
-        self, data: TrainingSet, images: np.ndarray, objective: Objective, test: np.ndarray | None
+        self,
+        data: TrainingSet,
+        images: np.ndarray,
+        objective: Objective,
+        axes: PrincipalAxes,
+        test: np.ndarray | None,
     ) -> None:
-        self.images, self.objective, self.test = images, objective, test
+        self.images, self.objective, self.axes, self.test = images, objective, axes, test
         self.X = data.rows(images)
         self.weight = data.row_weight(images)
         self.m = second_moments(self.X, self.weight)
@@ -91,8 +94,8 @@ class Rows:
             self.at: Coordinates = scaled_coordinates(self.X, self.weight, self.m)
             self.Z = self.at.features(self.X)
         else:
-            shape = self.m if name == "dropout" else np.ones_like(self.m)
-            self.at, self.Z = principal_coordinates(self.X, self.weight, shape)
+            m = self.m if name == "dropout" else None
+            self.at, self.Z = self.axes.coordinates(self.X, self.weight, m)
         self.squares = None
         if noisy and self.objective.noise == "gaussian":
             self.squares = (self.X * self.at.basis) ** 2
@@ -254,6 +257,8 @@ class LogisticFit:
     images : (m,) int
         Training images.
     objective : Objective
+    axes : PrincipalAxes
+        Of the training set.
     test : (r,) int, optional
         Images that `out_of_fold` scores.
     """
@@ -263,6 +268,7 @@ class LogisticFit:
         data: TrainingSet,
         images: np.ndarray,
         objective: Objective,
+        axes: PrincipalAxes,
         test: np.ndarray | None = None,
     ) -> None:
         self.data, self.test = data, test
@@ -274,11 +280,10 @@ class LogisticFit:
         self.chunks = []
         self.rows = []
         for labels, known in label_patterns(data.known, images, np.flatnonzero(trained)):
-            rows = Rows(data, known, objective, held)
+            rows = Rows(data, known, objective, axes, held)
             self.rows.append(rows)
-            step = _LABELS[objective.noise]
-            for start in range(0, len(labels), step):
-                self.chunks.append(Chunk(data, rows, labels[start : start + step]))
+            for start in range(0, len(labels), _LABELS):
+                self.chunks.append(Chunk(data, rows, labels[start : start + _LABELS]))
 
     def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
         """W (K, d) and b (K,) of the last rates that all chunks solved."""
@@ -315,7 +320,7 @@ def fit_logistic(
     """W, b and the iterations (K,) of a fit on all rows, at one rate or at one a label."""
     rho = np.broadcast_to(rho_from_dropout(dropout), data.n_labels)
     with worker_threads() as run:
-        fit = LogisticFit(data, np.arange(data.n_images), objective)
+        fit = LogisticFit(data, np.arange(data.n_images), objective, PrincipalAxes(data))
         for rows in fit.rows:
             rows.prepare(rho)
 
