@@ -16,6 +16,8 @@ import numpy as np
 from heads.dropout import second_moments
 from heads.training import TrainingSet
 
+_CHEAP = 256  # features, of which any part of the rows has axes of its own
+
 
 @dataclass(frozen=True)
 class Coordinates:
@@ -102,8 +104,8 @@ class PrincipalAxes:
         """Coordinates of some rows X (n, d), divided by sqrt(m) or left, and Z (n, r) there."""
         scaled = scaled_coordinates(X, weight, np.ones(X.shape[1]) if m is None else m)
         rows = scaled.features(X)
-        few = len(X) < X.shape[1]
-        axes = principal_axes(rows, weight) if few else self._of_all(m is not None)
+        own = len(X) < X.shape[1] or X.shape[1] < _CHEAP
+        axes = principal_axes(rows, weight) if own else self._of_all(m is not None)
         return Coordinates(scaled.mean, scaled.scale, axes), rows @ axes.T
 
     def _of_all(self, divided: bool) -> np.ndarray:
