@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from featcache import __version__
 from featcache.cache import FeatureCache
+from featcache.cacheset import CacheSet
 from featcache.console import Parser, add_options, from_arguments, run
 from featcache.errors import MissingExtra
 from featcache.settings import ExtractionConfig, TrainingConfig
@@ -51,7 +52,7 @@ def _extract(arguments: argparse.Namespace) -> None:
 
 def _info(arguments: argparse.Namespace) -> None:
     for path in arguments.caches:
-        print(summary(FeatureCache(path)))
+        print(CacheSet(path) if os.path.isdir(path) else summary(FeatureCache(path)))
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -109,8 +110,13 @@ def parser() -> argparse.ArgumentParser:
         ),
         ExtractionConfig,
     )
-    info = verb("info", _info, "show what is inside a cache, in one screen")
-    info.add_argument("caches", nargs="+", metavar="CACHE.h5")
+    info = verb(
+        "info",
+        _info,
+        "show what is inside a cache, in one screen",
+        "Of a folder: a table of the caches in it and below, networks by image sets.",
+    )
+    info.add_argument("caches", nargs="+", metavar="CACHE.h5|DIR")
     verify = verb(
         "verify",
         _verify,

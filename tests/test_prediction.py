@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 
 from featcache import FeatureCache
 from heads import Blend, DropoutLogistic, DropoutRidge, prediction
-from heads.prediction import Predictor, find_caches
+from heads.prediction import Predictor
 from heads.storage import Head, StoredBlend, save
 from tests import synthetic
 
@@ -197,7 +197,7 @@ def test_a_missing_cache_is_named_by_its_network(
         refused(
             path,
             [caches],
-            f"{path}: needs a cache of network {wanted}",
+            f"{path}: no cache of network {wanted}",
             f"{caches / '1.h5'} ({have})",
         )
 
@@ -243,15 +243,7 @@ def test_a_head_without_a_cut_is_refused(tmp_path: Path, caches: Path) -> None:
 
 
 def test_folders_without_caches_are_refused(contents: Path, tmp_path: Path) -> None:
-    refused(contents / "head0.h5", [tmp_path], f"{tmp_path}: no .h5 file there; check --caches")
+    refused(contents / "head0.h5", [tmp_path], f"{tmp_path}: no .h5 file there; check the folder")
     missing = tmp_path / "missing.h5"
     refused(contents / "head0.h5", [missing], f"{missing}: no such file")
     refused(contents / "head0.h5", [contents], f"{contents / 'blend.h5'}: no cache")
-
-
-def test_caches_are_found_by_their_network(caches: Path, heads: list[Head]) -> None:
-    found = find_caches([caches])
-    assert {key: cache.path.name for key, cache in found.items()} == {
-        heads[0].network_id: "0.h5",
-        heads[1].network_id: "1.h5",
-    }
