@@ -1,4 +1,4 @@
-"""The command ``featcache``: train, extract, info, verify."""
+"""The command ``featcache``: train, import, extract, info, verify."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from featcache.cache import FeatureCache
 from featcache.cacheset import CacheSet
 from featcache.console import Parser, add_options, from_arguments, run
 from featcache.errors import MissingExtra
-from featcache.settings import ExtractionConfig, TrainingConfig
+from featcache.settings import ExtractionConfig, ImportConfig, TrainingConfig
 from featcache.summary import summary
 
 EPILOG = """examples:
@@ -41,6 +41,25 @@ def _train(arguments: argparse.Namespace) -> None:
     from featcache.training import train
 
     train(from_arguments(TrainingConfig, arguments))
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    _with_torch()
+    from featcache.importing import import_checkpoint
+
+    done = import_checkpoint(from_arguments(ImportConfig, arguments))
+    p = done.preprocessing
+    taken = f"{done.part} of {arguments.weights}" if done.part else arguments.weights
+    print(
+        f"{done.path}: {arguments.arch} with the weights {taken}\n"
+        f"images: {p.image_size} x {p.image_size} pixels, crop {p.crop:g}, {p.interpolation}, "
+        f"mean {_channels(p.mean)}, std {_channels(p.std)}; is that what it was trained with?\n"
+        f"next: featcache extract --run {done.path} --images DIR --out CACHE.h5"
+    )
+
+
+def _channels(values: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 def _extract(arguments: argparse.Namespace) -> None:
@@ -99,6 +118,15 @@ def parser() -> argparse.ArgumentParser:
             "is that of an unbroken run.",
         ),
         TrainingConfig,
+    )
+    add_options(
+        verb(
+            "import",
+            _import,
+            "make a run of a network that was trained elsewhere",
+            "Its weights must be all those of the architecture and no others.",
+        ),
+        ImportConfig,
     )
     add_options(
         verb(

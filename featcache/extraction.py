@@ -26,6 +26,7 @@ from featcache.networks import (
     autocast,
     classifier,
     classifier_name,
+    head_error,
     network_id,
     recorded_features,
     resolve_device,
@@ -96,8 +97,7 @@ class Embedder:
             If they do not: the features would be of no use to a linear head.
         """
         features, logits = self.forward(pixels)
-        again = torch.nn.functional.linear(features, self.layer.weight, self.layer.bias)
-        error = ((again - logits).abs() / logits.abs().clamp(min=1.0)).max().item()
+        error = head_error(features, logits, self.layer)
         if not error <= TOLERANCE[self.precision]:
             raise InputError(
                 f"{self.run.path}: features @ W0.T + b0 differ from the network's own logits by "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from timm.data import resolve_data_config
 from torch import nn
 
-from featcache.errors import InputError
+from featcache.errors import InputError, reason_of
 from featcache.views import Preprocessing, load_object
 
 # Convolutions in channels-last order are faster for all but this one.
@@ -146,8 +146,50 @@ def recorded_features(layer: nn.Linear) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
-def resolve_preprocessing(network: nn.Module, image_size: int, crop: float = 1.0) -> Preprocessing:
-    """timm's mean and standard deviation for this network; size and crop as asked.
+def head_error(features: torch.Tensor, logits: torch.Tensor, layer: nn.Linear) -> float:
+    """Largest |features @ W.T + b - logits| / max(1, |logits|); above 0 by rounding alone."""
+    again = nn.functional.linear(features, layer.weight, layer.bias)
+    return ((again - logits).abs() / logits.abs().clamp(min=1.0)).max().item()
+
+
+def try_size(
+    forward: Callable[[torch.Tensor], torch.Tensor], spec: NetworkSpec, image_size: int
+) -> torch.Tensor:
+    """Logits (1, K) that ``forward`` makes of one (1, 3, s, s) uint8 image of noise.
+
+    Raises
+    ------
+    InputError
+        If it takes no images of that size, or makes something else.
+    """
+    chance = torch.Generator().manual_seed(0)
+    shape = (1, 3, image_size, image_size)
+    pixels = torch.randint(256, shape, generator=chance, dtype=torch.uint8)
+    try:
+        logits = forward(pixels)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"--arch {spec.arch!r} takes no images of {image_size} x {image_size} pixels "
+            f"({reason_of(error)}); change --image-size or --model-kwargs"
+        ) from error
+    found = tuple(getattr(logits, "shape", ()))
+    if found != (1, spec.num_classes):
+        raise InputError(
+            f"--arch {spec.arch!r} makes outputs of shape {found} of one image, expected "
+            f"(1, {spec.num_classes}); it must end in one linear layer"
+        )
+    return logits
+
+
+def resolve_preprocessing(
+    network: nn.Module,
+    image_size: int,
+    crop: float = 1.0,
+    interpolation: str = "bilinear",
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+) -> Preprocessing:
+    """Everything as asked; without a mean or a standard deviation, timm's for this network.
 
     Raises
     ------
@@ -158,11 +200,12 @@ def resolve_preprocessing(network: nn.Module, image_size: int, crop: float = 1.0
         raise InputError(
             f"--image-size {image_size} --crop {crop}: expected at least 1 pixel, and 0 < crop <= 1"
         )
+    usual = {"mean": Preprocessing.mean, "std": Preprocessing.std}
     if hasattr(network, "default_cfg") or hasattr(network, "pretrained_cfg"):
-        data = resolve_data_config({}, model=network)
-        mean, std = tuple(data["mean"]), tuple(data["std"])
-        return Preprocessing(image_size=image_size, crop=crop, mean=mean, std=std)
-    return Preprocessing(image_size=image_size, crop=crop)
+        usual = resolve_data_config({}, model=network)
+    return Preprocessing(
+        image_size, crop, interpolation, mean or tuple(usual["mean"]), std or tuple(usual["std"])
+    )
 
 
 def network_id(network: nn.Module, preprocessing: Preprocessing, layer: str) -> str:

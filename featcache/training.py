@@ -18,7 +18,7 @@ from featcache.annotations import Labels
 from featcache.atomic import clear_leftovers
 from featcache.console import Interrupted, Progress, StopRequest, duration
 from featcache.datasets import load_data
-from featcache.errors import InputError
+from featcache.errors import InputError, reason_of
 from featcache.journal import Lock
 from featcache.monitor import Score, TargetSource, summed_loss
 from featcache.networks import (
@@ -28,6 +28,7 @@ from featcache.networks import (
     resolve_device,
     resolve_precision,
     resolve_preprocessing,
+    try_size,
 )
 from featcache.optimisation import initialise_head, learning_rate, make_optimizer
 from featcache.settings import CHANGEABLE, TrainingConfig, parse_kwargs
@@ -83,21 +84,9 @@ class Trainer:
 
     def _try_size(self) -> None:
         """A size of images that the network cannot take is said now."""
-        size = self.preprocessing.image_size
         self.network.eval()
-        try:
-            with torch.inference_mode():
-                shape = tuple(self.forward(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape)
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise InputError(
-                f"--arch {self.spec.arch!r} takes no images of {size} x {size} pixels "
-                f"({runs.reason_of(error)}); change --image-size or --model-kwargs"
-            ) from error
-        if shape != (1, self.spec.num_classes):
-            raise InputError(
-                f"--arch {self.spec.arch!r} makes outputs of shape {shape} of one image, expected "
-                f"(1, {self.spec.num_classes}); it must end in one linear layer"
-            )
+        with torch.inference_mode():
+            try_size(self.forward, self.spec, self.preprocessing.image_size)
 
     def resolved(self) -> dict[str, Any]:
         """``config.json``: what was asked for and what it became on this machine."""
@@ -201,7 +190,7 @@ class Trainer:
             self.plateau.load_state_dict(saved["plateau"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"{path}: does not fit this run ({runs.reason_of(error)}); train with --overwrite"
+                f"{path}: does not fit this run ({reason_of(error)}); train with --overwrite"
             ) from error
 
     # -- training ------------------------------------------------------------------------
