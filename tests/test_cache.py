@@ -453,11 +453,44 @@ def test_select_keeps_everything_in_step(cache: FeatureCache) -> None:
     assert cache.select([]).x("eval").shape == (0, 4)
 
 
+NAMES_OF_IMAGES = st.text(st.sampled_from("ab0Zé名"), min_size=1, max_size=4)
+
+
+@settings(derandomize=True, deadline=None, database=None, max_examples=60)
+@given(
+    ids=st.lists(NAMES_OF_IMAGES, min_size=1, max_size=12),
+    part=st.lists(st.integers(0, 11), max_size=8),
+    wanted=st.lists(NAMES_OF_IMAGES, max_size=5),
+)
+def test_select_is_what_a_search_from_the_start_finds(
+    ids: list[str],
+    part: list[int],
+    wanted: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    path = tmp_path_factory.mktemp("select") / "x.h5"
+    whole = FeatureCache.write(path, np.arange(len(ids))[:, None], ids)
+    once = [name for name in dict.fromkeys(ids) if ids.count(name) == 1]
+    some = [once[k % len(once)] for k in part] if once else []  # a row may stand there twice
+    for cache, has in ((whole, ids), (whole.select(some), list(dict.fromkeys(some)))):
+        wrong = [name for name in wanted if has.count(name) != 1]
+        if wrong:
+            trouble = "names several rows here" if has.count(wrong[0]) else "is not here"
+            with pytest.raises(InputError, match=f"id '{wrong[0]}' {trouble}"):
+                cache.select(wanted)
+        else:
+            found = cache.select(wanted)
+            assert found.ids.tolist() == wanted
+            assert found.x("eval")[:, 0].tolist() == [ids.index(name) for name in wanted]
+
+
 def test_select_refuses_what_is_not_there(cache: FeatureCache, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"x\.h5: id 'zz' is not here"):
         cache.select(["a", "zz"])
     with pytest.raises(InputError, match="id 'bé' is not here"):
         cache.select(["a"]).select(["bé"])
+    with pytest.raises(InputError, match="id 'a longer name' is not here"):
+        cache.select(np.array(["a longer name"]))
     twice = FeatureCache.write(tmp_path / "twice.h5", np.ones((3, 1)), ["a", "b", "a"])
     assert twice.select(["b"]).ids.tolist() == ["b"]
     with pytest.raises(InputError, match="id 'a' names several rows"):
