@@ -15,7 +15,7 @@ from scipy.sparse import spmatrix
 from featcache import layout
 from featcache.annotations import Labels
 from featcache.arrays import as_features, as_labels, as_reasons, as_views, with_network_id
-from featcache.contents import CacheContents, Names, encoded
+from featcache.contents import CacheContents, Names
 from featcache.errors import InputError
 from featcache.tables import as_html
 
@@ -194,33 +194,36 @@ class FeatureCache:
     def select(self, ids: Names) -> FeatureCache:
         """Some rows, in the order of `ids`, which may repeat; no feature is read.
 
-        O(len(ids) log n), the first time on a cache O(n log n), or O(n) if its ids are sorted.
+        O(len(ids)), and O(n) once a cache.
 
         Raises
         ------
         InputError
             If an id is not here, or names several rows.
         """
-        rows, names = self._sorted
-        wanted = encoded("image id", ids)
-        first = np.searchsorted(names, wanted, "left")
-        count = np.searchsorted(names, wanted, "right") - first
-        if np.any(count != 1):
-            at = int(np.flatnonzero(count != 1)[0])
-            trouble = "names several rows here" if count[at] else "is not here"
+        row_of = self._row_of
+        names = ids.tolist() if isinstance(ids, np.ndarray) else ids
+        found = [row_of.get(str(name).encode("utf-8", "surrogatepass"), -2) for name in names]
+        rows = np.array(found, dtype=np.intp)
+        if np.any(rows < 0):
+            at = int(np.flatnonzero(rows < 0)[0])
+            trouble = "names several rows here" if rows[at] == -1 else "is not here"
             raise InputError(
                 f"{self.path}: id {str(ids[at])!r} {trouble}; the ids of this cache are in .ids"
             )
-        return self._of(self._file, rows[first])
+        return self._of(self._file, rows)
 
     @cached_property
-    def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the file in the order of their ids, and these, encoded."""
-        names = self._file.arrays["ids"]
-        rows = np.arange(len(names)) if self._rows is None else np.unique(self._rows)
-        names = np.asarray(names[rows])
-        order = np.argsort(names, kind="stable")  # linear where they are sorted already
-        return rows[order], names[order]
+    def _row_of(self) -> dict[bytes, int]:
+        """Row of the file by encoded id; -1 where several rows have the id."""
+        names = self._some(self._file.arrays["ids"]).tolist()
+        rows = (np.arange(len(names)) if self._rows is None else self._rows).tolist()
+        row_of = dict(zip(names, rows, strict=True))
+        if len(row_of) < len(names):
+            for name, row in zip(names, rows, strict=True):
+                if row_of[name] != row:
+                    row_of[name] = -1
+        return row_of
 
     # -------------------------------------------------------------- training
 
