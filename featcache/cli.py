@@ -21,7 +21,9 @@ EPILOG = """examples:
       --validation 100000 --arch resnet101 --out runs/resnet101
   featcache extract --run runs/resnet101 --images stage_1/ --labels tuning_labels.csv \\
       --views strong --out caches/stage_1/resnet101.h5
+  featcache import --arch resnet50 --weights mine.pth --classes classes.csv --out runs/mine
   featcache info caches/stage_1/resnet101.h5
+  featcache info caches/
 """
 
 

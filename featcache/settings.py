@@ -126,10 +126,12 @@ class ExtractionConfig:
     views: str = option(
         "eval",
         "eval; tta: mirror image and crops as well; strong: random ones; "
-        "or package.module:function of an augmentation",
+        "or package.module:function of an augmentation or recipe of your own",
         metavar="eval|tta|strong",
     )
-    view_count: int = option(4, "random views of an image beside the plain one")
+    view_count: int = option(
+        4, "views of strong, or of an augmentation of your own, beside the plain one"
+    )
     batch_size: int = option(64, "images in a forward pass")
     precision: str = option("auto", "auto is bf16 on CUDA, float32 on a CPU", choices=PRECISIONS)
     device: str = option("auto", "auto, cpu or cuda", metavar="cpu|cuda")
