@@ -23,6 +23,7 @@ from featcache.console import Interrupted, Progress, StopRequest, duration
 from featcache.errors import InputError
 from featcache.images import ImageSet, find_images, read_ids
 from featcache.networks import (
+    LastLayer,
     autocast,
     classifier,
     classifier_name,
@@ -51,7 +52,7 @@ class Embedder:
         Where the network comes from.
     network : Module
         In evaluation mode, on the device.
-    layer : Linear
+    layer : Linear or Conv2d
         Its last layer; the features are the layer's input.
     device : torch.device
     precision : str
@@ -60,7 +61,7 @@ class Embedder:
 
     run: Run
     network: nn.Module
-    layer: nn.Linear
+    layer: LastLayer
     device: torch.device
     precision: str
 
@@ -107,7 +108,7 @@ class Embedder:
     @property
     def head(self) -> tuple[np.ndarray, np.ndarray]:
         """W0 (K, d) and b0 (K,), float32; b0 is zero where the layer has none."""
-        weight = self.layer.weight.detach().float().cpu().numpy()
+        weight = self.layer.weight.detach().flatten(1).float().cpu().numpy()
         if self.layer.bias is None:
             return weight, np.zeros(len(weight), np.float32)
         return weight, self.layer.bias.detach().float().cpu().numpy()

@@ -22,21 +22,17 @@ from featcache.errors import InputError, reason_of
 from featcache.labelfiles import read_class_table
 from featcache.networks import (
     NetworkSpec,
-    classifier,
     classifier_name,
-    head_error,
-    recorded_features,
+    refuse_unfit,
     resolve_preprocessing,
-    try_size,
 )
 from featcache.settings import ImportConfig, parse_channels, parse_kwargs
-from featcache.views import Preprocessing, normalise
+from featcache.views import Preprocessing
 
 # Where checkpoints keep their weights; averaged weights are those that were evaluated.
 PARTS = ("state_dict_ema", "model_ema", "state_dict", "model")
 # Written by older versions of PyTorch without it; no part of the function.
 OPTIONAL = "num_batches_tracked"
-TOLERANCE = 1e-3
 _NAMES = 3
 
 State = Mapping[str, torch.Tensor]
@@ -83,7 +79,7 @@ def import_checkpoint(config: ImportConfig) -> Imported:
     preprocessing = resolve_preprocessing(
         network, config.image_size, config.crop, config.interpolation, mean, std
     )
-    _try(network, spec, preprocessing)
+    refuse_unfit(network, spec, preprocessing)
     resolved = {
         "format": runs.FORMAT,
         "config": asdict(config),
@@ -229,24 +225,6 @@ def fill(network: nn.Module, spec: NetworkSpec, state: State, config: ImportConf
             f"{', '.join(told)}; check --arch, --model-kwargs and --part"
         )
     network.load_state_dict(dict(state), strict=False)
-
-
-def _try(network: nn.Module, spec: NetworkSpec, preprocessing: Preprocessing) -> None:
-    """One forward pass: the size must fit, and the last layer must give the logits."""
-    layer = classifier(network, spec)
-    with torch.inference_mode(), recorded_features(layer) as seen:
-        logits = try_size(
-            lambda pixels: network(normalise(pixels, preprocessing)),
-            spec,
-            preprocessing.image_size,
-        )
-        error = head_error(seen[0], logits, layer) if seen else torch.inf
-    if not error <= TOLERANCE:
-        raise InputError(
-            f"--arch {spec.arch!r}: features @ W0.T + b0 differ from the network's own logits by "
-            f"{error:.2g} of their size, so its penultimate features cannot be told; choose a "
-            "network that ends in one nn.Linear"
-        )
 
 
 def _listed(names: Sequence[object]) -> str:

@@ -25,10 +25,10 @@ from featcache.networks import (
     NetworkSpec,
     autocast,
     classifier,
+    refuse_unfit,
     resolve_device,
     resolve_precision,
     resolve_preprocessing,
-    try_size,
 )
 from featcache.optimisation import initialise_head, learning_rate, make_optimizer
 from featcache.settings import CHANGEABLE, TrainingConfig, parse_kwargs
@@ -72,7 +72,7 @@ class Trainer:
         augmentation(config.augment, self.preprocessing)  # an unknown name is said now
         initialise_head(classifier(network, self.spec), self.data.train_labels)
         self.network = network.to(self.device).to(memory_format=self.spec.memory_format)
-        self._try_size()
+        refuse_unfit(self.network.eval(), self.spec, self.preprocessing)
         self.optimizer = make_optimizer(self.network, config)
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, "max", factor=config.reduction, patience=config.patience
@@ -81,12 +81,6 @@ class Trainer:
         self.targets = _target_source(self.data.train_labels)
         self.validation_targets = _target_source(self.data.validation_labels)
         self.steps = batches.steps_per_epoch(len(self.data.train), config.batch_size)
-
-    def _try_size(self) -> None:
-        """A size of images that the network cannot take is said now."""
-        self.network.eval()
-        with torch.inference_mode():
-            try_size(self.forward, self.spec, self.preprocessing.image_size)
 
     def resolved(self) -> dict[str, Any]:
         """``config.json``: what was asked for and what it became on this machine."""

@@ -151,6 +151,21 @@ def test_a_list_of_class_ids_alone(bring: Bring, tmp_path: Path) -> None:
     assert run.classes.tolist() == run.names.tolist() == ["z", "y", "x"]
 
 
+def test_a_last_layer_that_is_a_convolution(bring: Bring, tmp_path: Path) -> None:
+    """Of 1 x 1 on pooled features, which is linear all the same."""
+    torch.manual_seed(0)
+    dla = NetworkSpec("dla46x_c", K).build().eval()
+    run = bring(dict(dla.state_dict()), arch="dla46x_c", image_size=64)
+    tiny.make_data(tmp_path, n=3)
+    words = ["--run", str(run.path), "--images", str(tmp_path / "images"), "--workers", "0"]
+    assert main(["extract", *words, "--out", str(tmp_path / "x.h5"), "--device", "cpu"]) == 0
+    cache = FeatureCache(tmp_path / "x.h5")
+    assert cache.weight is not None
+    assert cache.weight.shape == (K, cache.shape[2])
+    layer = dla.get_classifier()
+    np.testing.assert_array_equal(cache.weight, layer.weight.detach()[:, :, 0, 0])
+
+
 # ------------------------------------------------------------------ wrappings
 
 
@@ -258,7 +273,7 @@ def test_other_weights_are_refused_with_the_difference(bring: Bring, tmp_path: P
 def test_features_that_cannot_be_told_are_refused_by_name(bring: Bring) -> None:
     torch.manual_seed(0)
     for factory, message in {
-        "averaged": "differ from the network's own logits",
+        "averaged": "its logits are not features @ W0.T + b0",
         "convolutional": "no linear last layer with 3 outputs",
     }.items():
         made = globals()[factory](K)
