@@ -52,7 +52,8 @@ class FeatureCache:
     provenance : dict
         Where the features come from.
     network_id : str or None
-        Common to the caches of one network on several image sets.
+        Common to the caches of one network on several image sets; None of features
+        from elsewhere that were written without a name or a last layer.
     network_name : str
         What people call it; two networks may have one name.
     shape : (n, v, d)
@@ -361,7 +362,8 @@ class FeatureCache:
         reasons : n str or None, optional
             Why a row is not valid.
         provenance : dict, optional
-            ``"network"``, its name, goes into the `network_id` if that is not given.
+            ``"network"``, the name of what made the features, becomes the `network_id`
+            together with the last layer; heads are matched with caches by it.
         overwrite : bool
             Replace an existing file.
 

@@ -158,10 +158,14 @@ class CacheSet:
         if len(fits) == 1:
             return fits[0]
         if fits:
-            named = " or ".join(f"{about[name].network_name} ({_short(name)})" for name in fits)
+            named = " or ".join(f"{about[name].network_name} ({short(name)})" for name in fits)
             raise InputError(f"network {network!r} may be {named}; give the beginning of its id")
-        have = ", ".join(f"{cache.path} ({_short(cache.network_id)})" for cache in self.caches)
-        raise InputError(f"no cache of network {_short(network)}; there are {have}")
+        raise InputError(f"no cache of network {short(network)}; there are {self.listing}")
+
+    @property
+    def listing(self) -> str:
+        """Every file with the beginning of its network's id, on one line."""
+        return ", ".join(f"{cache.path} ({short(cache.network_id)})" for cache in self.caches)
 
     def _refuse_two(self) -> None:
         seen: dict[tuple[str, str | None], FeatureCache] = {}
@@ -209,7 +213,7 @@ class CacheSet:
         for network in self.networks[:_ROWS]:
             cache = about[network]
             columns = [" and ".join(cells[network].get(name, ["-"])) for name in self.image_sets]
-            rows.append([cache.network_name, _short(network), f"{cache.shape[2]:,}", *columns])
+            rows.append([cache.network_name, short(network), f"{cache.shape[2]:,}", *columns])
         return header, rows
 
 
@@ -294,5 +298,6 @@ def _cell(cache: FeatureCache, first: FeatureCache) -> str:
     return text if cache.has_images_of(first) else text + ", other images"
 
 
-def _short(network: str | None) -> str:
+def short(network: str | None) -> str:
+    """The beginning of a network's id, as it is shown."""
     return "without id" if network is None else network[:SHORT]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
-from featcache import CacheSet, FeatureCache, InputError
-from featcache.cacheset import refuse_other_images
+from featcache import CacheSet, FeatureCache
+from featcache.cacheset import refuse_other_images, short
 from heads.decisions import GlobalThreshold
 from heads.storage import Head, StoredBlend, load
 
@@ -52,6 +52,7 @@ class Predictor:
         if isinstance(content, Head) and "threshold" not in content.provenance:
             raise ValueError(f"{path}: has no threshold to cut at; make it with `heads fit`")
         for model, cache in zip(models, matched, strict=True):
+            _refuse_other_width(path, model, cache)
             try:
                 model.complete(cache.weight)
             except ValueError as error:
@@ -123,10 +124,21 @@ class Predictor:
         ]
 
 
+def _refuse_other_width(path: str | os.PathLike[str], model: Head, cache: FeatureCache) -> None:
+    """Features that were written without a name may be of any network."""
+    wanted = model.estimator.n_features_in_
+    if wanted != cache.shape[2]:
+        raise ValueError(
+            f"{cache.path}: has {cache.shape[2]} features, but a head of {path} was fitted on "
+            f"{wanted}; give the features of the network that it was fitted on"
+        )
+
+
 def _matching(
     path: str | os.PathLike[str], caches: CacheSet, network_id: str | None
 ) -> FeatureCache:
-    try:
+    if network_id in caches.networks:
         return caches[network_id, IMAGE_SET]
-    except InputError as error:
-        raise ValueError(f"{path}: {error}") from None
+    raise ValueError(
+        f"{path}: needs a cache of network {short(network_id)}; --caches has only {caches.listing}"
+    )

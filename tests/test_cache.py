@@ -152,6 +152,10 @@ def test_network_id_tells_networks_apart(tmp_path: Path) -> None:
     ]
     assert len({same, *others}) == 5
     assert network_id("g", provenance={"network_id": "given"}) == "given"
+    # Of features alone nothing is known, so that no two of them are said to be of one network.
+    assert network_id("h") is None
+    assert network_id("i", provenance={"seed": 3}) is None
+    assert network_id("j", weight=weight) is not None
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse", "bool"])
