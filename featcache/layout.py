@@ -29,6 +29,7 @@ file without it is unfinished.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -234,6 +235,11 @@ def read(path: str | os.PathLike[str]) -> CacheFile:
             offset = file["features"].id.get_offset()
             provenance = json.loads(file.attrs["provenance"])
     except (OSError, KeyError, json.JSONDecodeError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise InputError(
+                f"{path}: too many open files, one of them for each cache; raise the limit "
+                "(`ulimit -n 8192`) or open fewer caches at a time"
+            ) from None
         reason = str(error).splitlines()[0]
         raise InputError(
             f"{path}: not a readable cache ({reason}); make or copy it again"

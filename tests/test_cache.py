@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -417,6 +418,18 @@ def test_compressed_features_are_refused(cache: FeatureCache) -> None:
         file.create_dataset("features", data=data, compression="gzip")
     with pytest.raises(InputError, match=r"expected contiguous, uncompressed float16"):
         FeatureCache(cache.path)
+
+
+def test_the_limit_of_open_files_is_no_damage(cache: FeatureCache) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened: list[FeatureCache] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, limits[1]))
+        with pytest.raises(InputError, match=r"x\.h5: too many open files.*ulimit -n"):
+            opened.extend(FeatureCache(cache.path) for _ in range(200))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert FeatureCache(cache.path).ids.tolist() == IDS
 
 
 def test_newer_formats_and_damaged_provenance_are_refused(cache: FeatureCache) -> None:
