@@ -251,7 +251,7 @@ def view_recipe(function: RecipeFunction) -> RecipeFunction:
 
 def _own_views(name: str, count: int, preprocessing: Preprocessing) -> dict[str, Augmentation]:
     """Views of a user's own recipe, or `count` of a user's own augmentation."""
-    found = load_object(name, "view recipe")
+    found = load_object(name, "augmentation")
     if not getattr(found, _MARK, False):
         return _repeated(found, name.rpartition(":")[2], count)
     try:
