@@ -6,7 +6,8 @@ need the ``[extract]`` extra (torch, torchvision, timm, Pillow).
 
 from featcache.annotations import Labels
 from featcache.cache import FeatureCache
+from featcache.cacheset import CacheSet
 from featcache.errors import InputError
 
-__all__ = ["FeatureCache", "InputError", "Labels"]
+__all__ = ["CacheSet", "FeatureCache", "InputError", "Labels"]
 __version__ = "0.1.0"

@@ -113,8 +113,15 @@ def as_reasons(
 def with_network_id(
     provenance: Mapping[str, Any], weight: np.ndarray | None, bias: np.ndarray | None, dim: int
 ) -> dict[str, Any]:
-    """`provenance` with a ``network_id``: SHA-256 of name, dim and last layer where it has none."""
-    digest = hashlib.sha256(f"{provenance.get('network', '')} {dim}".encode())
+    """`provenance` with a ``network_id``: SHA-256 of name, dim and last layer.
+
+    One that is given stays; without a name or a last layer nothing tells the network,
+    and there is none.
+    """
+    name = provenance.get("network")
+    if not name and weight is None:
+        return dict(provenance)
+    digest = hashlib.sha256(f"{name or ''} {dim}".encode())
     for part in (weight, bias):
         if part is not None:
             digest.update(np.ascontiguousarray(part, dtype="<f4").tobytes())

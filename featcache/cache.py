@@ -16,8 +16,8 @@ from featcache import layout
 from featcache.annotations import Labels
 from featcache.arrays import as_features, as_labels, as_reasons, as_views, with_network_id
 from featcache.contents import CacheContents, Names
-from featcache.disk import hash_ranges
 from featcache.errors import InputError
+from featcache.tables import as_html
 
 
 class FeatureCache:
@@ -52,7 +52,10 @@ class FeatureCache:
     provenance : dict
         Where the features come from.
     network_id : str or None
-        Common to the caches of one network on several image sets.
+        Common to the caches of one network on several image sets; None of features
+        from elsewhere that were written without a name or a last layer.
+    network_name : str
+        What people call it; two networks may have one name.
     shape : (n, v, d)
 
     Raises
@@ -108,6 +111,14 @@ class FeatureCache:
     @property
     def network_id(self) -> str | None:
         return self.provenance.get("network_id")
+
+    @property
+    def network_name(self) -> str:
+        network = self.provenance.get("network") or "without a name"
+        if not isinstance(network, dict) or "arch" not in network:
+            return str(network)
+        kwargs = [f"{key}={value}" for key, value in network.get("kwargs", {}).items()]
+        return " ".join([str(network["arch"]), *kwargs])
 
     # --------------------------------------------------------------- of rows
 
@@ -175,8 +186,16 @@ class FeatureCache:
     def _some(self, values: np.ndarray) -> np.ndarray:
         return values if self._rows is None else values[self._rows]
 
+    def has_images_of(self, other: FeatureCache) -> bool:
+        """Whether the rows of both are of the same ids in the same order; decodes none of them."""
+        if self._rows is None and other._rows is None:
+            return np.array_equal(self._file.arrays["ids"], other._file.arrays["ids"])
+        return np.array_equal(self.ids, other.ids)
+
     def select(self, ids: Names) -> FeatureCache:
-        """Some rows, in the order of `ids`, which may repeat; O(len(ids)), no feature is read.
+        """Some rows, in the order of `ids`, which may repeat; no feature is read.
+
+        O(len(ids)), and O(n) once a cache.
 
         Raises
         ------
@@ -184,7 +203,9 @@ class FeatureCache:
             If an id is not here, or names several rows.
         """
         row_of = self._row_of
-        rows = np.array([row_of.get(str(name), -2) for name in ids], dtype=np.intp)
+        names = ids.tolist() if isinstance(ids, np.ndarray) else ids
+        found = [row_of.get(str(name).encode("utf-8", "surrogatepass"), -2) for name in names]
+        rows = np.array(found, dtype=np.intp)
         if np.any(rows < 0):
             at = int(np.flatnonzero(rows < 0)[0])
             trouble = "names several rows here" if rows[at] == -1 else "is not here"
@@ -194,14 +215,16 @@ class FeatureCache:
         return self._of(self._file, rows)
 
     @cached_property
-    def _row_of(self) -> dict[str, int]:
-        """Row of the file by id; -1 where several rows have the id."""
-        rows = np.arange(len(self)) if self._rows is None else self._rows
-        found: dict[str, int] = {}
-        for name, row in zip(self.ids.tolist(), rows.tolist(), strict=True):
-            if found.setdefault(name, row) != row:
-                found[name] = -1
-        return found
+    def _row_of(self) -> dict[bytes, int]:
+        """Row of the file by encoded id; -1 where several rows have the id."""
+        names = self._some(self._file.arrays["ids"]).tolist()
+        rows = (np.arange(len(names)) if self._rows is None else self._rows).tolist()
+        row_of = dict(zip(names, rows, strict=True))
+        if len(row_of) < len(names):
+            for name, row in zip(names, rows, strict=True):
+                if row_of[name] != row:
+                    row_of[name] = -1
+        return row_of
 
     # -------------------------------------------------------------- training
 
@@ -299,22 +322,7 @@ class FeatureCache:
         bad : list of (start, stop)
             Runs of rows that are not what was written; empty if all is well.
         """
-        file, blocks = self._file, self._file.blocks()
-        starts = [start for start, _ in blocks]
-        stops = [*starts[1:], len(file.features)]
-        if starts[:1] != [0] or any(a >= b for a, b in zip(starts, stops, strict=True)):
-            return [(0, len(file.features))]
-        row_bytes = file.features[0].nbytes
-        with open(self.path, "rb") as raw:
-            return [
-                (start, stop)
-                for (start, digest), stop in zip(blocks, stops, strict=True)
-                if digest
-                != hash_ranges(
-                    raw.fileno(),
-                    (file.offset + start * row_bytes, (stop - start) * row_bytes),
-                )
-            ]
+        return self._file.bad_blocks()
 
     @staticmethod
     def write(
@@ -354,7 +362,8 @@ class FeatureCache:
         reasons : n str or None, optional
             Why a row is not valid.
         provenance : dict, optional
-            ``"network"``, its name, goes into the `network_id` if that is not given.
+            ``"network"``, the name of what made the features, becomes the `network_id`
+            together with the last layer; heads are matched with caches by it.
         overwrite : bool
             Replace an existing file.
 
@@ -386,13 +395,23 @@ class FeatureCache:
             return FeatureCache(out.finish())
 
     def __repr__(self) -> str:
+        facts = self._facts()
+        return f"<FeatureCache {str(self.path)!r}: {', '.join(facts.values())}>"
+
+    def _repr_html_(self) -> str:
+        facts = {"network": self.network_name} | self._facts()
+        return as_html(f"FeatureCache {self.path}", [], list(facts.items()))
+
+    def _facts(self) -> dict[str, str]:
         n, v, d = self.shape
         skipped = n - int(np.count_nonzero(self.valid))
-        parts = [f"{n:,} images", f"{v} view{'s' * (v > 1)} of {d:,} features"]
-        parts += [f"{len(self.classes):,} classes"] if len(self.classes) else []
-        parts += [] if "labels/indptr" in self._file.arrays else ["no labels"]
-        parts += [f"{skipped:,} skipped"] if skipped else []
-        return f"<FeatureCache {str(self.path)!r}: {', '.join(parts)}>"
+        facts = {
+            "images": f"{n:,} images" + f", {skipped:,} skipped" * (skipped > 0),
+            "features": f"{v} view{'s' * (v > 1)} of {d:,} features",
+            "classes": f"{len(self.classes):,} classes" if len(self.classes) else "",
+            "labels": "" if "labels/indptr" in self._file.arrays else "no labels",
+        }
+        return {name: text for name, text in facts.items() if text}
 
 
 def _reopen(path: Path, rows: np.ndarray | None) -> FeatureCache:

@@ -1,4 +1,4 @@
-"""The command ``featcache``: train, extract, info, verify."""
+"""The command ``featcache``: train, import, extract, info, verify."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from featcache import __version__
 from featcache.cache import FeatureCache
+from featcache.cacheset import CacheSet
 from featcache.console import Parser, add_options, from_arguments, run
 from featcache.errors import MissingExtra
-from featcache.settings import ExtractionConfig, TrainingConfig
+from featcache.settings import ExtractionConfig, ImportConfig, TrainingConfig
 from featcache.summary import summary
 
 EPILOG = """examples:
@@ -20,7 +21,9 @@ EPILOG = """examples:
       --validation 100000 --arch resnet101 --out runs/resnet101
   featcache extract --run runs/resnet101 --images stage_1/ --labels tuning_labels.csv \\
       --views strong --out caches/stage_1/resnet101.h5
+  featcache import --arch resnet50 --weights mine.pth --classes classes.csv --out runs/mine
   featcache info caches/stage_1/resnet101.h5
+  featcache info caches/
 """
 
 
@@ -42,6 +45,25 @@ def _train(arguments: argparse.Namespace) -> None:
     train(from_arguments(TrainingConfig, arguments))
 
 
+def _import(arguments: argparse.Namespace) -> None:
+    _with_torch()
+    from featcache.importing import import_checkpoint
+
+    done = import_checkpoint(from_arguments(ImportConfig, arguments))
+    p = done.preprocessing
+    taken = f"{done.part} of {arguments.weights}" if done.part else arguments.weights
+    print(
+        f"{done.path}: {arguments.arch} with the weights {taken}\n"
+        f"images: {p.image_size} x {p.image_size} pixels, crop {p.crop:g}, {p.interpolation}, "
+        f"mean {_channels(p.mean)}, std {_channels(p.std)}; is that what it was trained with?\n"
+        f"next: featcache extract --run {done.path} --images DIR --out CACHE.h5"
+    )
+
+
+def _channels(values: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
 def _extract(arguments: argparse.Namespace) -> None:
     _with_torch()
     from featcache.extraction import extract
@@ -51,7 +73,7 @@ def _extract(arguments: argparse.Namespace) -> None:
 
 def _info(arguments: argparse.Namespace) -> None:
     for path in arguments.caches:
-        print(summary(FeatureCache(path)))
+        print(CacheSet(path) if os.path.isdir(path) else summary(FeatureCache(path)))
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -101,6 +123,15 @@ def parser() -> argparse.ArgumentParser:
     )
     add_options(
         verb(
+            "import",
+            _import,
+            "make a run of a network that was trained elsewhere",
+            "Its weights must be all those of the architecture and no others.",
+        ),
+        ImportConfig,
+    )
+    add_options(
+        verb(
             "extract",
             _extract,
             "write the penultimate embeddings of an image set to a cache",
@@ -109,8 +140,13 @@ def parser() -> argparse.ArgumentParser:
         ),
         ExtractionConfig,
     )
-    info = verb("info", _info, "show what is inside a cache, in one screen")
-    info.add_argument("caches", nargs="+", metavar="CACHE.h5")
+    info = verb(
+        "info",
+        _info,
+        "show what is inside a cache, in one screen",
+        "Of a folder: a table of the caches in it and below, networks by image sets.",
+    )
+    info.add_argument("caches", nargs="+", metavar="CACHE.h5|DIR")
     verify = verb(
         "verify",
         _verify,

@@ -7,6 +7,11 @@ class InputError(ValueError):
     """Wrong input; the message is one line that names the file, the value and the remedy."""
 
 
+def reason_of(error: Exception) -> str:
+    """The first line of a message of somebody else's."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class MissingExtra(ImportError):
     """An optional dependency is needed; the message names the extra that brings it."""
 

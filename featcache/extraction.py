@@ -23,9 +23,11 @@ from featcache.console import Interrupted, Progress, StopRequest, duration
 from featcache.errors import InputError
 from featcache.images import ImageSet, find_images, read_ids
 from featcache.networks import (
+    LastLayer,
     autocast,
     classifier,
     classifier_name,
+    head_error,
     network_id,
     recorded_features,
     resolve_device,
@@ -50,7 +52,7 @@ class Embedder:
         Where the network comes from.
     network : Module
         In evaluation mode, on the device.
-    layer : Linear
+    layer : Linear or Conv2d
         Its last layer; the features are the layer's input.
     device : torch.device
     precision : str
@@ -59,7 +61,7 @@ class Embedder:
 
     run: Run
     network: nn.Module
-    layer: nn.Linear
+    layer: LastLayer
     device: torch.device
     precision: str
 
@@ -96,8 +98,7 @@ class Embedder:
             If they do not: the features would be of no use to a linear head.
         """
         features, logits = self.forward(pixels)
-        again = torch.nn.functional.linear(features, self.layer.weight, self.layer.bias)
-        error = ((again - logits).abs() / logits.abs().clamp(min=1.0)).max().item()
+        error = head_error(features, logits, self.layer)
         if not error <= TOLERANCE[self.precision]:
             raise InputError(
                 f"{self.run.path}: features @ W0.T + b0 differ from the network's own logits by "
@@ -107,7 +108,7 @@ class Embedder:
     @property
     def head(self) -> tuple[np.ndarray, np.ndarray]:
         """W0 (K, d) and b0 (K,), float32; b0 is zero where the layer has none."""
-        weight = self.layer.weight.detach().float().cpu().numpy()
+        weight = self.layer.weight.detach().flatten(1).float().cpu().numpy()
         if self.layer.bias is None:
             return weight, np.zeros(len(weight), np.float32)
         return weight, self.layer.bias.detach().float().cpu().numpy()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import struct
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,20 +21,9 @@ EXTENSIONS = frozenset(
 )
 # Pillow goes by content, not by ending, and knows formats that run other programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-# What Pillow's decoders are known to raise on damaged bytes.
-DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
+# Trouble of the machine, which may have passed when the command is run again.
+MACHINE_ERRORS = frozenset(
+    {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
 )
 
 
@@ -169,7 +157,7 @@ def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF data say; damaged EXIF data are no reason to give up the pixels."""
     try:
         return ImageOps.exif_transpose(image)
-    except DECODE_ERRORS:
+    except Exception:
         return image
 
 
@@ -183,6 +171,9 @@ def decode(path: str | os.PathLike[str]) -> Image.Image:
     UnreadableImage
         Missing, empty, truncated, damaged, not an image, or so large that decoding it
         could exhaust memory (Pillow's limit for decompression bombs).
+    InputError
+        The disk, the network or the system failed: no fault of the image, which must
+        not be marked as bad for good.
     """
     try:
         with warnings.catch_warnings():
@@ -191,7 +182,12 @@ def decode(path: str | os.PathLike[str]) -> Image.Image:
             with Image.open(path, formats=FORMATS) as image:
                 image.load()
                 return _to_rgb(_upright(image))
-    except DECODE_ERRORS as error:
+    except Exception as error:  # damaged bytes make Pillow's decoders raise almost anything
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+            raise InputError(
+                f"{path}: cannot be read now: {error.strerror}; mend that, or remove the file, and "
+                "run the same command again"
+            ) from error
         if isinstance(error, FileNotFoundError):
             reason = "the file does not exist"
         elif isinstance(error, OSError) and os.path.exists(path) and not os.path.getsize(path):

@@ -29,6 +29,7 @@ file without it is unfinished.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,7 @@ import numpy as np
 
 from featcache.annotations import Labels
 from featcache.contents import CacheContents, decoded, encoded, labels_from, plain
+from featcache.disk import hash_ranges
 from featcache.errors import InputError
 
 FORMAT = 1
@@ -193,6 +195,22 @@ class CacheFile:
         starts, hashes = self.arrays["blocks/start"], self._texts("blocks/sha256")
         return list(zip(starts.tolist(), hashes.tolist(), strict=True))
 
+    def bad_blocks(self) -> list[tuple[int, int]]:
+        """Runs of rows [start, stop) whose bytes have another hash; O(1) memory."""
+        blocks = self.blocks()
+        starts = [start for start, _ in blocks]
+        stops = [*starts[1:], len(self.features)]
+        if starts[:1] != [0] or any(a >= b for a, b in zip(starts, stops, strict=True)):
+            return [(0, len(self.features))]
+        row_bytes = self.features[0].nbytes
+        bad = []
+        with open(self.path, "rb") as raw:
+            for (start, digest), stop in zip(blocks, stops, strict=True):
+                span = (self.offset + start * row_bytes, (stop - start) * row_bytes)
+                if digest != hash_ranges(raw.fileno(), span):
+                    bad.append((start, stop))
+        return bad
+
     def _texts(self, name: str) -> np.ndarray:
         return decoded(self.arrays[name]) if name in self.arrays else np.zeros(0, np.str_)
 
@@ -217,6 +235,11 @@ def read(path: str | os.PathLike[str]) -> CacheFile:
             offset = file["features"].id.get_offset()
             provenance = json.loads(file.attrs["provenance"])
     except (OSError, KeyError, json.JSONDecodeError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise InputError(
+                f"{path}: too many open files, one of them for each cache; raise the limit "
+                "(`ulimit -n 8192`) or open fewer caches at a time"
+            ) from None
         reason = str(error).splitlines()[0]
         raise InputError(
             f"{path}: not a readable cache ({reason}); make or copy it again"

@@ -15,8 +15,8 @@ import torch
 from timm.data import resolve_data_config
 from torch import nn
 
-from featcache.errors import InputError
-from featcache.views import Preprocessing, load_object
+from featcache.errors import InputError, reason_of
+from featcache.views import Preprocessing, load_object, normalise
 
 # Convolutions in channels-last order are faster for all but this one.
 CONTIGUOUS = frozenset({"senet154"})
@@ -93,6 +93,19 @@ def timm_factory(arch: str) -> Any:
     return lambda **kwargs: timm.create_model(arch, pretrained=False, **kwargs)
 
 
+# A convolution of 1 x 1 on pooled features is a linear layer as well; some timm models end in one.
+LastLayer = nn.Linear | nn.Conv2d
+
+
+def _outputs(layer: object) -> int | None:
+    """Outputs of a layer that is linear in a vector of features; None of any other."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features
+    if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1:
+        return layer.out_channels
+    return None
+
+
 def classifier_name(network: nn.Module, spec: NetworkSpec) -> str:
     """Dotted name of the last linear layer: timm's own, else the last with K outputs.
 
@@ -105,8 +118,7 @@ def classifier_name(network: nn.Module, spec: NetworkSpec) -> str:
     get_classifier = getattr(network, "get_classifier", None)  # timm's protocol
     if get_classifier is not None:
         last = get_classifier()
-        fits = isinstance(last, nn.Linear) and last.out_features == spec.num_classes
-        if fits and id(last) in named:
+        if _outputs(last) == spec.num_classes and id(last) in named:
             return named[id(last)]
     linear = [
         name
@@ -121,23 +133,22 @@ def classifier_name(network: nn.Module, spec: NetworkSpec) -> str:
     return linear[-1]
 
 
-def classifier(network: nn.Module, spec: NetworkSpec) -> nn.Linear:
+def classifier(network: nn.Module, spec: NetworkSpec) -> LastLayer:
     """The last linear layer itself."""
     layer = network.get_submodule(classifier_name(network, spec))
-    if not isinstance(layer, nn.Linear):
-        raise InputError(
-            f"--arch {spec.arch!r}: the last layer is {type(layer).__name__}, no nn.Linear"
-        )
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
     return layer
 
 
 @contextmanager
-def recorded_features(layer: nn.Linear) -> Iterator[list[torch.Tensor]]:
-    """While open, every forward pass leaves the layer's input in the yielded list."""
+def recorded_features(layer: LastLayer) -> Iterator[list[torch.Tensor]]:
+    """While open, every forward pass leaves the layer's input (b, d) in the yielded list."""
     inputs: list[torch.Tensor] = []
 
     def record(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        inputs[:] = [arguments[0]]
+        features = arguments[0]
+        pooled = isinstance(layer, nn.Conv2d) and features.shape[2:] == (1, 1)
+        inputs[:] = [features.flatten(1) if pooled else features]
 
     handle = layer.register_forward_pre_hook(record)
     try:
@@ -146,8 +157,60 @@ def recorded_features(layer: nn.Linear) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
-def resolve_preprocessing(network: nn.Module, image_size: int, crop: float = 1.0) -> Preprocessing:
-    """timm's mean and standard deviation for this network; size and crop as asked.
+def head_error(
+    features: torch.Tensor, logits: torch.Tensor, layer: LastLayer, least: float = 1.0
+) -> float:
+    """Largest |features @ W.T + b - logits| / max(least, |logits|); above 0 by rounding alone."""
+    again = nn.functional.linear(features, layer.weight.flatten(1), layer.bias)
+    return ((again - logits).abs() / logits.abs().clamp(min=least)).max().item()
+
+
+def refuse_unfit(network: nn.Module, spec: NetworkSpec, preprocessing: Preprocessing) -> None:
+    """Try the network on an image of noise, so that what cannot be extracted is never trained.
+
+    Raises
+    ------
+    InputError
+        If it takes no images of that size, makes something else than K logits of one, or
+        these are not what its last layer makes of the features.
+    """
+    layer, size = classifier(network, spec), preprocessing.image_size
+    chance = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (1, 3, size, size), generator=chance, dtype=torch.uint8)
+    images = normalise(pixels.to(layer.weight.device), preprocessing)
+    with torch.no_grad(), recorded_features(layer) as seen:
+        try:
+            logits = network(images.contiguous(memory_format=spec.memory_format))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"--arch {spec.arch!r} takes no images of {size} x {size} pixels "
+                f"({reason_of(error)}); change --image-size or --model-kwargs"
+            ) from error
+        found = tuple(getattr(logits, "shape", ()))
+        if found != (1, spec.num_classes):
+            raise InputError(
+                f"--arch {spec.arch!r} makes outputs of shape {found} of one image, expected "
+                f"(1, {spec.num_classes}); it must end in one linear layer"
+            )
+        told = bool(seen) and seen[0].shape == (1, layer.weight.shape[1])
+        scale = max(float(logits.abs().max()), 1e-6)
+        if not told or not head_error(seen[0], logits, layer, scale) <= 1e-3:
+            raise InputError(
+                f"--arch {spec.arch!r}: its logits are not features @ W0.T + b0 of its last layer "
+                f"{classifier_name(network, spec)!r}, so its penultimate features cannot be told; "
+                "choose a network that ends in one nn.Linear"
+            )
+
+
+def resolve_preprocessing(
+    network: nn.Module,
+    image_size: int,
+    crop: float = 1.0,
+    interpolation: str = "bilinear",
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+) -> Preprocessing:
+    """Everything as asked; without a mean or a standard deviation, timm's for this network.
 
     Raises
     ------
@@ -158,11 +221,12 @@ def resolve_preprocessing(network: nn.Module, image_size: int, crop: float = 1.0
         raise InputError(
             f"--image-size {image_size} --crop {crop}: expected at least 1 pixel, and 0 < crop <= 1"
         )
+    usual = {"mean": Preprocessing.mean, "std": Preprocessing.std}
     if hasattr(network, "default_cfg") or hasattr(network, "pretrained_cfg"):
-        data = resolve_data_config({}, model=network)
-        mean, std = tuple(data["mean"]), tuple(data["std"])
-        return Preprocessing(image_size=image_size, crop=crop, mean=mean, std=std)
-    return Preprocessing(image_size=image_size, crop=crop)
+        usual = resolve_data_config({}, model=network)
+    return Preprocessing(
+        image_size, crop, interpolation, mean or tuple(usual["mean"]), std or tuple(usual["std"])
+    )
 
 
 def network_id(network: nn.Module, preprocessing: Preprocessing, layer: str) -> str:

@@ -12,10 +12,11 @@ from torch import nn
 
 from featcache.annotations import Labels
 from featcache.errors import InputError
+from featcache.networks import LastLayer
 from featcache.settings import TrainingConfig
 
 
-def initialise_head(layer: nn.Linear, labels: Labels) -> None:
+def initialise_head(layer: LastLayer, labels: Labels) -> None:
     """Small weights and a bias at logit(prior): the first loss is that of the label frequencies."""
     n = len(labels.ids)
     positives = np.asarray(labels.positives.sum(0)).ravel()

@@ -32,7 +32,7 @@ from torch import nn
 
 from featcache.annotations import read_descriptions
 from featcache.atomic import replacing, write_atomically
-from featcache.errors import InputError
+from featcache.errors import InputError, reason_of
 from featcache.networks import NetworkSpec
 from featcache.views import Preprocessing
 
@@ -129,7 +129,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = path / CONFIG
     if not file.is_file():
-        raise InputError(f"{path}: no {CONFIG} there; give the --out of `featcache train`")
+        raise InputError(
+            f"{path}: no {CONFIG} there; give the --out of `featcache train` or `import`"
+        )
     try:
         config: dict[str, Any] = json.loads(file.read_text("utf-8"))
     except ValueError as error:
@@ -140,11 +142,6 @@ def read_config(path: Path) -> dict[str, Any]:
             "give the folder of a run, or train again into another --out"
         )
     return config
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of a message of somebody else's."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

@@ -26,6 +26,7 @@ LEAST_IN_TRAINING: dict[str, float] = {
 }
 LEAST_IN_EXTRACTION: dict[str, float] = {"batch_size": 1, "workers": 0, "threads": 0}
 PRECISIONS = ("auto", "bf16", "float32")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 UNLISTED = ("negative", "unknown")
 
 
@@ -125,10 +126,12 @@ class ExtractionConfig:
     views: str = option(
         "eval",
         "eval; tta: mirror image and crops as well; strong: random ones; "
-        "or package.module:function of an augmentation",
+        "or package.module:function of an augmentation or recipe of your own",
         metavar="eval|tta|strong",
     )
-    view_count: int = option(4, "random views of an image beside the plain one")
+    view_count: int = option(
+        4, "views of strong, or of an augmentation of your own, beside the plain one"
+    )
     batch_size: int = option(64, "images in a forward pass")
     precision: str = option("auto", "auto is bf16 on CUDA, float32 on a CPU", choices=PRECISIONS)
     device: str = option("auto", "auto, cpu or cuda", metavar="cpu|cuda")
@@ -139,6 +142,62 @@ class ExtractionConfig:
 
     def __post_init__(self) -> None:
         _refuse_smaller(self, LEAST_IN_EXTRACTION)
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """What a run is made of without training; every field is an option of ``featcache import``."""
+
+    arch: str = required(
+        "timm model name, or package.module:factory of your own: called with num_classes=K, "
+        "it returns a network that ends in nn.Linear",
+        metavar="NAME",
+    )
+    weights: str = required(
+        "the checkpoint: .safetensors, or a file of torch.save, of which only tensors and plain "
+        "values are read",
+        metavar="FILE",
+    )
+    classes: str = required(
+        "the classes in the order of the network's outputs: a file label_code,description or "
+        "label_code",
+        metavar="CSV",
+    )
+    out: str = required("folder of the run", metavar="RUN")
+    part: str = option(
+        "",
+        "the part of the checkpoint that holds the weights; without it the first of "
+        "state_dict_ema, model_ema, state_dict, model, else all of it",
+        metavar="KEY",
+    )
+    model_kwargs: list[str] = option(
+        [], "keyword=value for the network's factory; repeat it", action="append", metavar="K=V"
+    )
+    image_size: int = option(224, "side of the input in pixels")
+    crop: float = option(1.0, "share of the shorter side that the plain view keeps")
+    interpolation: str = option("bilinear", "how images are resized", choices=INTERPOLATIONS)
+    mean: str = option(
+        "", "of each channel on the scale 0 to 1; without it timm's", metavar="R,G,B"
+    )
+    std: str = option("", "of each channel on the scale 0 to 1; without it timm's", metavar="R,G,B")
+    overwrite: bool = option(False, "replace an existing run")
+
+
+def parse_channels(flag: str, text: str) -> tuple[float, ...]:
+    """``"0.5,0.5,0.5"`` -> floats; nothing of an empty text.
+
+    Raises
+    ------
+    InputError
+        If it is not three finite numbers.
+    """
+    try:
+        values = tuple(float(word) for word in text.split(",")) if text else ()
+    except ValueError:
+        values = (math.nan,)
+    if len(values) not in (0, 3) or not all(map(math.isfinite, values)):
+        raise InputError(f"{flag} {text!r}: expected three numbers, such as 0.485,0.456,0.406")
+    return values
 
 
 def _refuse_smaller(config: object, least: dict[str, float]) -> None:

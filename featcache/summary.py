@@ -20,7 +20,7 @@ def summary(cache: FeatureCache) -> str:
     _, v, d = cache.shape
     lines = [
         f"{cache.path}  ({_size(cache.path.stat().st_size)})",
-        _line("network", _network(cache.provenance.get("network", "without a name"))),
+        _line("network", cache.network_name),
         _line("", f"id {cache.network_id}" if cache.network_id else "without an id"),
         _line("images", _images(cache)),
     ]
@@ -42,14 +42,6 @@ def summary(cache: FeatureCache) -> str:
 def _line(name: str, text: str) -> str:
     line = f"{name:16} {' '.join(text.split())}".rstrip()
     return line if len(line) <= _WIDTH else line[: _WIDTH - 3] + "..."
-
-
-def _network(network: object) -> str:
-    """A name, or what `featcache extract` tells of a network."""
-    if not isinstance(network, dict) or "arch" not in network:
-        return str(network)
-    kwargs = [f"{key}={value}" for key, value in network.get("kwargs", {}).items()]
-    return " ".join([str(network["arch"]), *kwargs])
 
 
 def _value(value: object) -> str:

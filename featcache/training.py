@@ -18,13 +18,14 @@ from featcache.annotations import Labels
 from featcache.atomic import clear_leftovers
 from featcache.console import Interrupted, Progress, StopRequest, duration
 from featcache.datasets import load_data
-from featcache.errors import InputError
+from featcache.errors import InputError, reason_of
 from featcache.journal import Lock
 from featcache.monitor import Score, TargetSource, summed_loss
 from featcache.networks import (
     NetworkSpec,
     autocast,
     classifier,
+    refuse_unfit,
     resolve_device,
     resolve_precision,
     resolve_preprocessing,
@@ -71,7 +72,7 @@ class Trainer:
         augmentation(config.augment, self.preprocessing)  # an unknown name is said now
         initialise_head(classifier(network, self.spec), self.data.train_labels)
         self.network = network.to(self.device).to(memory_format=self.spec.memory_format)
-        self._try_size()
+        refuse_unfit(self.network.eval(), self.spec, self.preprocessing)
         self.optimizer = make_optimizer(self.network, config)
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, "max", factor=config.reduction, patience=config.patience
@@ -80,24 +81,6 @@ class Trainer:
         self.targets = _target_source(self.data.train_labels)
         self.validation_targets = _target_source(self.data.validation_labels)
         self.steps = batches.steps_per_epoch(len(self.data.train), config.batch_size)
-
-    def _try_size(self) -> None:
-        """A size of images that the network cannot take is said now."""
-        size = self.preprocessing.image_size
-        self.network.eval()
-        try:
-            with torch.inference_mode():
-                shape = tuple(self.forward(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape)
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise InputError(
-                f"--arch {self.spec.arch!r} takes no images of {size} x {size} pixels "
-                f"({runs.reason_of(error)}); change --image-size or --model-kwargs"
-            ) from error
-        if shape != (1, self.spec.num_classes):
-            raise InputError(
-                f"--arch {self.spec.arch!r} makes outputs of shape {shape} of one image, expected "
-                f"(1, {self.spec.num_classes}); it must end in one linear layer"
-            )
 
     def resolved(self) -> dict[str, Any]:
         """``config.json``: what was asked for and what it became on this machine."""
@@ -201,7 +184,7 @@ class Trainer:
             self.plateau.load_state_dict(saved["plateau"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"{path}: does not fit this run ({runs.reason_of(error)}); train with --overwrite"
+                f"{path}: does not fit this run ({reason_of(error)}); train with --overwrite"
             ) from error
 
     # -- training ------------------------------------------------------------------------

@@ -4,13 +4,32 @@ An *augmentation* is a function ``(image, size, rng) -> image``: from a decoded 
 (mode RGB or L) to one of ``size`` x ``size`` pixels, drawing all its chance from the
 numpy generator ``rng``. The same functions serve training and extraction.
 A *recipe* is a list of named views, of which the first is always ``eval``.
+
+Both can be a user's own: any name that is asked for may be ``package.module:attribute``
+(of a script or notebook that runs: ``__main__:attribute``). An augmentation makes
+``--view-count`` views of each image; a recipe, marked as such, names its views::
+
+    # my_views.py, used by --views my_views:zooms and --views my_views:blurred
+    from torchvision.transforms import v2
+    from featcache.views import from_torchvision, view_recipe
+
+    @view_recipe
+    def zooms(preprocessing):
+        return {
+            f"zoom{crop}": lambda image, size, rng, crop=crop: preprocessing.frame(image, crop)
+            for crop in (0.9, 0.7, 0.5)
+        }
+
+    blurred = from_torchvision(
+        v2.Compose([v2.RandomResizedCrop(224), v2.GaussianBlur(9, (0.1, 3.0))])
+    )
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +41,7 @@ from torchvision.transforms import v2
 from featcache.errors import InputError
 
 Augmentation = Callable[[Image.Image, int, np.random.Generator], Image.Image]
+_MARK = "__featcache_view_recipe__"
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -95,10 +115,11 @@ def generator(*keys: object) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
-def _torchvision(transform: v2.Transform) -> Augmentation:
-    """torchvision draws from torch's global generator: seed it for the call, then restore it.
+def from_torchvision(transform: Callable[[Image.Image], Image.Image]) -> Augmentation:
+    """An augmentation of a transform that draws from torch's global generator.
 
-    Only that of the CPU: torch.manual_seed would reseed, and not restore, those of CUDA.
+    That is seeded for the call and then restored; only that of the CPU, since
+    torch.manual_seed would reseed, and not restore, those of CUDA.
     """
 
     def augment(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
@@ -119,7 +140,7 @@ def photo(size: int, flip: bool = True, magnitude: int = 0) -> Augmentation:
     steps.append(v2.ColorJitter(0.3, 0.3, 0.3))
     if magnitude:
         steps.append(v2.RandAugment(num_ops=2, magnitude=magnitude))
-    return _torchvision(v2.Compose(steps))
+    return from_torchvision(v2.Compose(steps))
 
 
 def strong(preprocessing: Preprocessing) -> Augmentation:
@@ -128,7 +149,7 @@ def strong(preprocessing: Preprocessing) -> Augmentation:
     There is no mirror image: it would be wrong for writing and for anything with sides.
     """
     size = preprocessing.image_size
-    return _torchvision(
+    return from_torchvision(
         v2.Compose(
             [
                 v2.RGB(),
@@ -215,6 +236,48 @@ def _crop(preprocessing: Preprocessing, crop: float, at: tuple[float, float]) ->
     return lambda image, size, rng: preprocessing.frame(image, crop, at)
 
 
+RecipeFunction = Callable[[Preprocessing], Mapping[str, Augmentation]]
+
+
+def view_recipe(function: RecipeFunction) -> RecipeFunction:
+    """Mark a function of the preprocessing, which returns augmentations by the name of the view.
+
+    It is no augmentation, then: ``--views package.module:function`` takes the views that
+    it names, once each, after ``eval``.
+    """
+    setattr(function, _MARK, True)
+    return function
+
+
+def _own_views(name: str, count: int, preprocessing: Preprocessing) -> dict[str, Augmentation]:
+    """Views of a user's own recipe, or `count` of a user's own augmentation."""
+    found = load_object(name, "augmentation")
+    if not getattr(found, _MARK, False):
+        return _repeated(found, name.rpartition(":")[2], count)
+    try:
+        views = found(preprocessing)
+    except Exception as error:  # somebody else's code
+        raise InputError(f"view recipe {name!r}: {type(error).__name__}: {error}") from error
+    if not isinstance(views, Mapping) or not views:
+        raise InputError(
+            f"view recipe {name!r} returned {type(views).__name__}; it must return a dict of "
+            "augmentations by the name of the view"
+        )
+    for view, augment in views.items():
+        if not isinstance(view, str) or view == "eval" or not callable(augment):
+            raise InputError(
+                f"view recipe {name!r} has the view {view!r}: {type(augment).__name__}; give "
+                "functions (image, size, rng) -> image by names other than 'eval', which is there"
+            )
+    return dict(views)
+
+
+def _repeated(augment: Augmentation, stem: str, count: int) -> dict[str, Augmentation]:
+    if count < 1:
+        raise InputError(f"--view-count {count}: a random recipe needs at least 1")
+    return {f"{stem}-{k}": augment for k in range(1, count + 1)}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Named views of an image; the first is the plain ``eval`` view.
@@ -223,11 +286,11 @@ class Recipe:
     ----------
     name : str
         ``eval``, ``tta`` (mirror image and crops), ``strong`` (random), or
-        ``package.module:function`` of an augmentation.
+        ``package.module:function`` of an augmentation or a :func:`view_recipe`.
     seed : int
         Of everything random in the views.
     count : int
-        Random views beside the plain one; without effect for ``eval`` and ``tta``.
+        Views of ``strong`` or of an augmentation beside the plain one.
     preprocessing : Preprocessing
         Of the network.
     """
@@ -243,17 +306,16 @@ class Recipe:
         Raises
         ------
         InputError
-            If there is no such recipe, or a random one is to have no views.
+            If there is no such recipe, a random one is to have no views, or a user's own
+            names none.
         """
         views = {"eval": augmentation("none", self.preprocessing)}
         if self.name == "tta":
             views |= _tta(self.preprocessing)
-        elif self.name == "strong" or ":" in self.name:
-            if self.count < 1:
-                raise InputError(f"--view-count {self.count}: a random recipe needs at least 1")
-            stem = self.name.rpartition(":")[2]
-            random = augmentation(self.name, self.preprocessing)
-            views |= {f"{stem}-{k}": random for k in range(1, self.count + 1)}
+        elif self.name == "strong":
+            views |= _repeated(strong(self.preprocessing), "strong", self.count)
+        elif ":" in self.name:
+            views |= _own_views(self.name, self.count, self.preprocessing)
         elif self.name != "eval":
             raise InputError(
                 f"view recipe {self.name!r} is unknown; "

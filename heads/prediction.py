@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
-from featcache import FeatureCache
+from featcache import CacheSet, FeatureCache
+from featcache.cacheset import refuse_other_images, short
 from heads.decisions import GlobalThreshold
 from heads.storage import Head, StoredBlend, load
 
 ROWS_AT_ONCE = 4096
+IMAGE_SET = "--caches"  # all caches that are given, whatever their folders
 
 
 @dataclass
@@ -44,23 +45,19 @@ class Predictor:
         ValueError
             If a network has no cache or two, or the caches are of different images.
         """
-        by_network = find_caches(caches)
+        found = CacheSet(caches, image_set=lambda cache: IMAGE_SET, recursive=False)
         content = load(path)
         models = content.models if isinstance(content, StoredBlend) else [content]
-        matched = [_matching(path, by_network, model.network_id) for model in models]
+        matched = [_matching(path, found, model.network_id) for model in models]
         if isinstance(content, Head) and "threshold" not in content.provenance:
             raise ValueError(f"{path}: has no threshold to cut at; make it with `heads fit`")
         for model, cache in zip(models, matched, strict=True):
+            _refuse_other_width(path, model, cache)
             try:
                 model.complete(cache.weight)
             except ValueError as error:
                 raise ValueError(f"{cache.path}: {error}") from None
-        for cache in matched[1:]:
-            if not np.array_equal(cache.ids, matched[0].ids):
-                raise ValueError(
-                    f"{cache.path}: its images are not those of {matched[0].path}; "
-                    "--caches must be of one image set"
-                )
+        refuse_other_images(matched)
         return cls(models, matched, content)
 
     @property
@@ -127,40 +124,21 @@ class Predictor:
         ]
 
 
-def find_caches(places: Sequence[str | os.PathLike[str]]) -> dict[str | None, FeatureCache]:
-    """Caches by ``network_id``; a folder stands for the ``.h5`` files in it.
-
-    Raises
-    ------
-    ValueError
-        If there is none, or two are of one network.
-    """
-    paths: list[Path] = []
-    for place in map(Path, places):
-        paths += sorted(place.glob("*.h5")) if place.is_dir() else [place]
-    if not paths:
-        raise ValueError(f"{' '.join(map(str, places))}: no .h5 file there; check --caches")
-    found: dict[str | None, FeatureCache] = {}
-    for path in paths:
-        cache = FeatureCache(path)
-        if cache.network_id in found:
-            raise ValueError(
-                f"{path} and {found[cache.network_id].path} are of one network; --caches must be "
-                "one image set, a cache a network (features of your own are told apart by "
-                "provenance={'network': NAME} when they are written)"
-            )
-        found[cache.network_id] = cache
-    return found
+def _refuse_other_width(path: str | os.PathLike[str], model: Head, cache: FeatureCache) -> None:
+    """Features that were written without a name may be of any network."""
+    wanted = model.estimator.n_features_in_
+    if wanted != cache.shape[2]:
+        raise ValueError(
+            f"{cache.path}: has {cache.shape[2]} features, but a head of {path} was fitted on "
+            f"{wanted}; give the features of the network that it was fitted on"
+        )
 
 
 def _matching(
-    path: str | os.PathLike[str],
-    by_network: dict[str | None, FeatureCache],
-    network_id: str | None,
+    path: str | os.PathLike[str], caches: CacheSet, network_id: str | None
 ) -> FeatureCache:
-    if network_id in by_network:
-        return by_network[network_id]
-    have = ", ".join(f"{c.path} ({str(i)[:12]})" for i, c in by_network.items())
+    if network_id in caches.networks:
+        return caches[network_id, IMAGE_SET]
     raise ValueError(
-        f"{path}: needs a cache of network {str(network_id)[:12]}; --caches has only {have}"
+        f"{path}: needs a cache of network {short(network_id)}; --caches has only {caches.listing}"
     )

@@ -184,6 +184,22 @@ def test_views_are_those_of_the_recipe(images: ImageSet) -> None:
         np.testing.assert_array_equal(pixels[k].numpy(), expected)
 
 
+def test_an_image_is_decoded_once_for_all_its_views(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def counted(path: Path) -> Image.Image:
+        opened.append(path.stem)
+        return decode(path)
+
+    monkeypatch.setattr("featcache.batches.decode", counted)
+    recipe = Recipe("strong", 0, 16, SMALL)
+    _, pixels, _ = gathered(loader(ViewImages(images, recipe), [[4, 1], [7]], 0, CPU))
+    assert pixels.shape[:2] == (3, 17)
+    assert opened == images.ids[[4, 1, 7]].tolist()
+
+
 def test_augmentation_is_a_function_of_seed_epoch_and_id(images: ImageSet, tmp_path: Path) -> None:
     def of(some: ImageSet, image_id: str, epoch: int = 0, seed: int = 0) -> bytes:
         row = some.ids.tolist().index(image_id)

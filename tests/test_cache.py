@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,10 @@ def test_network_id_tells_networks_apart(tmp_path: Path) -> None:
     ]
     assert len({same, *others}) == 5
     assert network_id("g", provenance={"network_id": "given"}) == "given"
+    # Of features alone nothing is known, so that no two of them are said to be of one network.
+    assert network_id("h") is None
+    assert network_id("i", provenance={"seed": 3}) is None
+    assert network_id("j", weight=weight) is not None
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse", "bool"])
@@ -415,6 +420,18 @@ def test_compressed_features_are_refused(cache: FeatureCache) -> None:
         FeatureCache(cache.path)
 
 
+def test_the_limit_of_open_files_is_no_damage(cache: FeatureCache) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened: list[FeatureCache] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, limits[1]))
+        with pytest.raises(InputError, match=r"x\.h5: too many open files.*ulimit -n"):
+            opened.extend(FeatureCache(cache.path) for _ in range(200))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert FeatureCache(cache.path).ids.tolist() == IDS
+
+
 def test_newer_formats_and_damaged_provenance_are_refused(cache: FeatureCache) -> None:
     with h5py.File(cache.path, "r+") as file:
         file.attrs["format"] = 2
@@ -453,11 +470,44 @@ def test_select_keeps_everything_in_step(cache: FeatureCache) -> None:
     assert cache.select([]).x("eval").shape == (0, 4)
 
 
+NAMES_OF_IMAGES = st.text(st.sampled_from("ab0Zé名"), min_size=1, max_size=4)
+
+
+@settings(derandomize=True, deadline=None, database=None, max_examples=60)
+@given(
+    ids=st.lists(NAMES_OF_IMAGES, min_size=1, max_size=12),
+    part=st.lists(st.integers(0, 11), max_size=8),
+    wanted=st.lists(NAMES_OF_IMAGES, max_size=5),
+)
+def test_select_is_what_a_search_from_the_start_finds(
+    ids: list[str],
+    part: list[int],
+    wanted: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    path = tmp_path_factory.mktemp("select") / "x.h5"
+    whole = FeatureCache.write(path, np.arange(len(ids))[:, None], ids)
+    once = [name for name in dict.fromkeys(ids) if ids.count(name) == 1]
+    some = [once[k % len(once)] for k in part] if once else []  # a row may stand there twice
+    for cache, has in ((whole, ids), (whole.select(some), list(dict.fromkeys(some)))):
+        wrong = [name for name in wanted if has.count(name) != 1]
+        if wrong:
+            trouble = "names several rows here" if has.count(wrong[0]) else "is not here"
+            with pytest.raises(InputError, match=f"id '{wrong[0]}' {trouble}"):
+                cache.select(wanted)
+        else:
+            found = cache.select(wanted)
+            assert found.ids.tolist() == wanted
+            assert found.x("eval")[:, 0].tolist() == [ids.index(name) for name in wanted]
+
+
 def test_select_refuses_what_is_not_there(cache: FeatureCache, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"x\.h5: id 'zz' is not here"):
         cache.select(["a", "zz"])
     with pytest.raises(InputError, match="id 'bé' is not here"):
         cache.select(["a"]).select(["bé"])
+    with pytest.raises(InputError, match="id 'a longer name' is not here"):
+        cache.select(np.array(["a longer name"]))
     twice = FeatureCache.write(tmp_path / "twice.h5", np.ones((3, 1)), ["a", "b", "a"])
     assert twice.select(["b"]).ids.tolist() == ["b"]
     with pytest.raises(InputError, match="id 'a' names several rows"):

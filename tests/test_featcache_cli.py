@@ -17,7 +17,7 @@ import torch
 import featcache
 from featcache import FeatureCache
 from featcache.cli import main
-from featcache.settings import ExtractionConfig, TrainingConfig
+from featcache.settings import ExtractionConfig, ImportConfig, TrainingConfig
 from tests import tiny
 
 Settings = Callable[..., dict[str, Any]]
@@ -78,6 +78,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     ("verb", "words"),
     [
         ("train", ["--" + f.name.replace("_", "-") for f in fields(TrainingConfig)]),
+        ("import", ["--" + f.name.replace("_", "-") for f in fields(ImportConfig)]),
         ("extract", ["--" + f.name.replace("_", "-") for f in fields(ExtractionConfig)]),
         ("info", ["CACHE.h5"]),
         ("verify", ["CACHE.h5", "status 1"]),
@@ -99,7 +100,7 @@ def test_help_names_every_option(
 
 def test_help_of_the_whole_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for flag, words in [
-        ("--help", ["train", "extract", "info", "verify", "examples:"]),
+        ("--help", ["train", "import", "extract", "info", "verify", "examples:"]),
         ("--version", [featcache.__version__]),
     ]:
         with pytest.raises(SystemExit) as end:
@@ -118,6 +119,7 @@ def test_the_flags_shown_in_the_help_are_those_of_the_contract() -> None:
     }  # fmt: skip
     names = {f.name for f in fields(ExtractionConfig)}
     assert names >= {"run", "images", "out", "labels", "ids", "views", "overwrite"}
+    assert {f.name for f in fields(ImportConfig)} >= {"arch", "weights", "classes", "out"}
 
 
 # ------------------------------------------------------------------------- wrong use
@@ -130,6 +132,8 @@ def test_the_flags_shown_in_the_help_are_those_of_the_contract() -> None:
         (["prune"], "invalid choice: 'prune'"),
         (["train"], "required: --images, --labels, --arch, --out"),
         (["extract", "--run", "r"], "required: --images, --out"),
+        (["import", "--arch", "resnet18"], "required: --weights, --classes, --out"),
+        (["import", "--interpolation", "area"], "--interpolation: invalid choice: 'area'"),
         (["train", "--epochs", "many"], "--epochs: invalid int value: 'many'"),
         (["train", "--schedule", "step"], "--schedule: invalid choice: 'step'"),
         (["info"], "required: CACHE.h5"),

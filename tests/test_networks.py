@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -18,6 +20,7 @@ from featcache.networks import (
     classifier_name,
     network_id,
     recorded_features,
+    refuse_unfit,
     resolve_device,
     resolve_precision,
     resolve_preprocessing,
@@ -26,7 +29,70 @@ from featcache.settings import parse_kwargs
 from featcache.views import Preprocessing
 
 K = 7
-SMALL = ["test_efficientnet", "test_byobnet", "test_vit"]
+# A family each, the smallest of it.
+SMALL = [
+    "test_byobnet",
+    "test_convnext",
+    "test_efficientnet",
+    "test_maxvit",
+    "test_mambaout",
+    "test_nfnet",
+    "test_resnet",
+    "test_vit",
+    "test_vit_relpos",
+    "dla46x_c",  # ends in a convolution of 1 x 1
+    "edgenext_xx_small",
+    "efficientvit_m0",
+    "fasternet_t0",
+    "ghostnet_050",
+    "mobilenetv3_small_050",
+    "mobilevit_xxs",
+    "pvt_v2_b0",
+    "repghostnet_050",
+    "starnet_s050",
+    "xcit_nano_12_p16_224",
+]
+LARGE = [
+    "beit_base_patch16_224",
+    "cait_xxs24_224",
+    "coat_tiny",
+    "convmixer_768_32",
+    "dpn48b",  # ends in a convolution of 1 x 1
+    "eva02_tiny_patch14_224",
+    "focalnet_tiny_srf",
+    "gcvit_xxtiny",
+    "hrnet_w18_small",
+    "inception_v4",
+    "mixer_s32_224",
+    "mvitv2_tiny",
+    "poolformer_s12",
+    "regnety_002",
+    "resnetv2_50x1_bit",  # ends in a convolution of 1 x 1
+    "rexnet_100",
+    "swin_tiny_patch4_window7_224",
+    "tf_efficientnetv2_b0",
+    "tresnet_m",
+    "vgg11",
+    "xception41p",
+]
+UNTELLABLE = [
+    "crossvit_tiny_240",  # two branches, averaged
+    "deit_tiny_distilled_patch16_224",  # two tokens with a layer each, averaged
+    "efficientformer_l1",
+    "efficientformerv2_s0",
+    "levit_128s",  # two layers, averaged; so are those of the next one
+    "swiftformer_xs",
+    "volo_d1_224",  # adds the maximum over patches
+    "gemma4_vit_167m_enc",  # no classifier
+]
+CONTEST = ["pnasnet5large", "nasnetalarge", "senet154", "resnet152", "resnet101", "densenet121"]
+
+
+def known(names: list[str]) -> list[str]:
+    """Those that this version of timm has; some families are younger than the oldest allowed."""
+    return [name for name in names if timm.is_model(name)]
+
+
 MODULE = '''
 """Networks of a user's own."""
 import torch
@@ -58,6 +124,37 @@ def net(num_classes, **kwargs):
 
 def lying(num_classes):
     return Lying(num_classes)
+
+
+class Pair(Net):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class Tokens(Net):
+    """Its last layer works on a sequence, of which the mean is the answer."""
+
+    def forward(self, x):
+        return self.last(torch.relu(self.stem(x.flatten(1)))[:, None].expand(-1, 3, -1)).mean(1)
+
+
+class Idle(Net):
+    """Never calls its last layer."""
+
+    def forward(self, x):
+        return torch.nn.functional.linear(self.stem(x.flatten(1)), self.last.weight)
+
+
+def pair(num_classes):
+    return Pair(num_classes)
+
+
+def tokens(num_classes):
+    return Tokens(num_classes)
+
+
+def idle(num_classes):
+    return Idle(num_classes)
 
 
 def convolutional(num_classes):
@@ -93,20 +190,67 @@ def pixels(size: int = 160) -> torch.Tensor:
 # -------------------------------------------------------------------- building
 
 
-@pytest.mark.parametrize("arch", [*SMALL, "mobilenetv3_small_050"])
+def input_size(arch: str) -> int:
+    """Side of the images that timm made the model for."""
+    return int(timm.get_pretrained_cfg(arch).input_size[-1])
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        *known(SMALL),
+        *[pytest.param(arch, marks=pytest.mark.slow) for arch in known(LARGE + CONTEST)],
+    ],
+)
 def test_features_times_last_layer_are_the_logits(arch: str) -> None:
     torch.manual_seed(0)
     spec = NetworkSpec(arch, K)
     network = spec.build().eval()
     layer = classifier(network, spec)
+    size = 224 if arch in CONTEST else input_size(arch)
     with torch.no_grad(), recorded_features(layer) as seen:
-        logits = network(pixels())
+        logits = network(pixels(size))
     assert logits.shape == (2, K)
     (features,) = seen
-    assert features.shape == (2, layer.in_features)
-    weight, bias = (parameter.detach().double() for parameter in (layer.weight, layer.bias))
+    weight = layer.weight.detach().double().reshape(K, -1)
+    assert features.shape == (2, weight.shape[1])
+    bias = 0 if layer.bias is None else layer.bias.detach().double()
     again = features.double() @ weight.T + bias
     torch.testing.assert_close(logits.double(), again, rtol=1e-5, atol=1e-5)
+    assert float(features.std()) > 0
+    refuse_unfit(network, spec, resolve_preprocessing(network, size))
+
+
+@pytest.mark.parametrize("arch", known(UNTELLABLE))
+def test_a_model_whose_features_cannot_be_told_is_refused_by_name(arch: str) -> None:
+    torch.manual_seed(0)
+
+    def build() -> None:
+        spec = NetworkSpec(arch, K)
+        network = spec.build().eval()
+        refuse_unfit(network, spec, resolve_preprocessing(network, input_size(arch)))
+
+    with pytest.raises(InputError, match="penultimate features cannot be told") as caught:
+        build()
+    assert repr(arch) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_other_uses_of_a_network_that_does_not_fit(own_module: str) -> None:
+    for factory, size, message in [
+        ("net", 3, "takes no images of 3 x 3 pixels"),
+        ("pair", 2, "makes outputs of shape ()"),
+        ("tokens", 2, r"its logits are not features @ W0.T + b0 of its last layer 'last'"),
+        ("idle", 2, r"its logits are not features @ W0.T + b0 of its last layer 'last'"),
+    ]:
+        spec = NetworkSpec(f"own_networks:{factory}", K)
+        torch.manual_seed(0)
+        network = spec.build().eval()
+        with pytest.raises(InputError, match=re.escape(message)) as caught:
+            refuse_unfit(network, spec, Preprocessing(image_size=size))
+        assert repr(spec.arch) in str(caught.value)
+    spec = NetworkSpec("own_networks:net", K)
+    refuse_unfit(spec.build().eval(), spec, Preprocessing(image_size=2))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 
 from featcache import FeatureCache
 from heads import Blend, DropoutLogistic, DropoutRidge, prediction
-from heads.prediction import Predictor, find_caches
+from heads.prediction import Predictor
 from heads.storage import Head, StoredBlend, save
 from tests import synthetic
 
@@ -202,6 +202,25 @@ def test_a_missing_cache_is_named_by_its_network(
         )
 
 
+def test_features_without_a_name_are_matched_as_far_as_they_can_be(tmp_path: Path) -> None:
+    """One such cache is taken for that of the head; of two nobody knows which it is."""
+    X = synthetic.features(TRAIN)[:, 0]
+    bare = FeatureCache.write(tmp_path / "train.h5", X, TRAIN.ids, labels=TRAIN.Y)
+    fitted = DropoutRidge(dropout=0.1).fit(X, TRAIN.Y)
+    stored = Head(fitted, bare.classes, bare.class_names, bare.network_id)
+    stored.provenance["threshold"] = 0.3
+    path = save(tmp_path / "stored" / "head.h5", stored)
+    one = FeatureCache.write(tmp_path / "1.h5", synthetic.features(STAGE_2)[:, 0], STAGE_2.ids)
+    expected = fitted.predict_proba(one.features)
+    np.testing.assert_array_equal(Predictor.open(path, [one.path]).predict_proba(), expected)
+    two = FeatureCache.write(tmp_path / "2.h5", synthetic.features(STAGE_2)[:, 0], STAGE_2.ids)
+    refused(path, [one.path, two.path], f"{two.path} and {one.path} are of", "{'network': NAME}")
+    wide = FeatureCache.write(tmp_path / "w.h5", np.ones((N, 9)), STAGE_2.ids)
+    refused(path, [wide.path], f"{wide.path}: has 9 features", f"{path} was fitted on 16")
+    named = synthetic.write(tmp_path / "named.h5", STAGE_2)
+    refused(path, [named.path], f"{path}: needs a cache of network without id", str(named.path))
+
+
 def test_two_caches_of_one_network_are_refused(contents: Path, caches: Path) -> None:
     shutil.copy(caches / "0.h5", caches / "copy.h5")
     refused(
@@ -243,15 +262,7 @@ def test_a_head_without_a_cut_is_refused(tmp_path: Path, caches: Path) -> None:
 
 
 def test_folders_without_caches_are_refused(contents: Path, tmp_path: Path) -> None:
-    refused(contents / "head0.h5", [tmp_path], f"{tmp_path}: no .h5 file there; check --caches")
+    refused(contents / "head0.h5", [tmp_path], f"{tmp_path}: no .h5 file there; check the folder")
     missing = tmp_path / "missing.h5"
     refused(contents / "head0.h5", [missing], f"{missing}: no such file")
     refused(contents / "head0.h5", [contents], f"{contents / 'blend.h5'}: no cache")
-
-
-def test_caches_are_found_by_their_network(caches: Path, heads: list[Head]) -> None:
-    found = find_caches([caches])
-    assert {key: cache.path.name for key, cache in found.items()} == {
-        heads[0].network_id: "0.h5",
-        heads[1].network_id: "1.h5",
-    }

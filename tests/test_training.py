@@ -832,6 +832,11 @@ def test_sizes_that_the_network_cannot_take_are_said(settings: Settings, tmp_pat
         Trainer(TrainingConfig(**settings(image_size=1)))
 
 
+def test_features_that_cannot_be_told_are_never_trained(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'tests\.tiny:doubled': its logits are not features"):
+        Trainer(TrainingConfig(**settings(arch="tests.tiny:doubled")))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

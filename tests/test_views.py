@@ -27,14 +27,17 @@ from featcache.views import (
     load_object,
     normalise,
     to_array,
+    view_recipe,
 )
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 SMALL = Preprocessing(image_size=24)
 MODULE = '''
-"""Augmentations of a user's own."""
-from PIL import ImageOps
+"""Augmentations and recipes of a user's own."""
+from functools import partial
+from torchvision.transforms import v2
+from featcache.views import from_torchvision, view_recipe
 
 
 def turned(image, size, rng):
@@ -54,6 +57,28 @@ def no_image(image, size, rng):
 
 
 constant = 3
+
+
+@view_recipe
+def zooms(preprocessing):
+    views = {f"zoom{c}": partial(zoom, preprocessing, c) for c in (0.9, 0.5)}
+    return views | {"turned": turned}
+
+
+def zoom(preprocessing, crop, image, size, rng):
+    return preprocessing.frame(image, crop)
+
+
+@view_recipe
+def needs_more(preprocessing):
+    return {"": preprocessing.depth}
+
+
+nothing = view_recipe(lambda preprocessing: {})
+a_list = view_recipe(lambda preprocessing: [turned])
+plain_again = view_recipe(lambda preprocessing: {"eval": turned})
+no_function = view_recipe(lambda preprocessing: {"flip": "mirror"})
+blurred = from_torchvision(v2.Compose([v2.RandomResizedCrop(24), v2.GaussianBlur(5)]))
 '''
 
 
@@ -229,7 +254,14 @@ def test_draws_look_uniform() -> None:
     assert abs(np.corrcoef(first[1:], first[:-1])[0, 1]) < 0.07
 
 
-RECIPES = [("eval", 0), ("tta", 0), ("strong", 3), ("own_views:turned", 2)]
+RECIPES = [
+    ("eval", 0),
+    ("tta", 0),
+    ("strong", 3),
+    ("own_views:turned", 2),
+    ("own_views:zooms", 0),
+    ("own_views:blurred", 1),
+]
 IDS = ["a", "0b12", "日本"]
 
 
@@ -267,10 +299,12 @@ def test_views_are_the_same_in_another_order_and_process(own_module: str, tmp_pa
         [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, check=True
     )
     assert json.loads(there.stdout) == here
-    assert len(here) == 1 + len(IDS) * (1 + 7 + 4 + 3)
+    assert len(here) == 1 + len(IDS) * (1 + 7 + 4 + 3 + 4 + 2)
 
 
-@pytest.mark.parametrize("name", ["eval", "tta", "strong", "own_views:turned"])
+@pytest.mark.parametrize(
+    "name", ["eval", "tta", "strong", "own_views:turned", "own_views:zooms", "own_views:blurred"]
+)
 def test_views_neither_read_nor_move_global_generators(
     name: str, own_module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,7 +334,7 @@ def test_augmentations_take_their_chance_from_the_generator(name: str) -> None:
     assert made[0] == made[2] != made[1]
 
 
-@pytest.mark.parametrize("name", ["strong", "own_views:turned"])
+@pytest.mark.parametrize("name", ["strong", "own_views:turned", "own_views:blurred"])
 def test_random_views_differ_by_seed_id_and_name_but_not_by_count(
     name: str, own_module: str
 ) -> None:
@@ -335,6 +369,42 @@ def test_the_plain_view_comes_first(own_module: str) -> None:
         pixels = recipe.render(image, "a", made)
         assert (pixels.shape, pixels.dtype) == ((len(made), 3, 24, 24), np.uint8)
         np.testing.assert_array_equal(pixels[0], plain)
+
+
+def test_a_recipe_of_ones_own_names_its_views(own_module: str) -> None:
+    image = picture()
+    views = rendered(Recipe("own_views:zooms", 0, 0, SMALL), image, "a")
+    assert list(views) == ["eval", "zoom0.9", "zoom0.5", "turned"]
+    for crop in (0.9, 0.5):
+        np.testing.assert_array_equal(views[f"zoom{crop}"], to_array(SMALL.frame(image, crop)))
+    other = rendered(Recipe("own_views:zooms", 1, 5, SMALL), image, "a")
+    np.testing.assert_array_equal(other["zoom0.5"], views["zoom0.5"])
+    assert not np.array_equal(other["turned"], views["turned"])  # by the seed
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", "returned dict; it must return a dict of augmentations"),
+        ("a_list", "returned list; it must return a dict of augmentations"),
+        ("plain_again", "has the view 'eval': function"),
+        ("no_function", "has the view 'flip': str"),
+        ("needs_more", "AttributeError: 'Preprocessing' object has no attribute 'depth'"),
+    ],
+)
+def test_a_recipe_without_views_is_refused(own_module: str, name: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Recipe(f"own_views:{name}", 0, 1, SMALL).augmentations()
+    assert f"'own_views:{name}'" in str(caught.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_views_of_a_running_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    main = sys.modules["__main__"]
+    mine = view_recipe(lambda preprocessing: {"small": lambda image, size, rng: image})
+    monkeypatch.setattr(main, "mine", mine, raising=False)
+    assert list(Recipe("__main__:mine", 0, 0, SMALL).augmentations()) == ["eval", "small"]
 
 
 def test_crops_and_mirror_image() -> None:
