@@ -46,7 +46,9 @@ def _extract(arguments: argparse.Namespace) -> None:
     _with_torch()
     from featcache.extraction import extract
 
-    print(summary(FeatureCache(extract(from_arguments(ExtractionConfig, arguments)))))
+    path = extract(from_arguments(ExtractionConfig, arguments))
+    if path is not None:
+        print(summary(FeatureCache(path)))
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -105,7 +107,9 @@ def parser() -> argparse.ArgumentParser:
             _extract,
             "write the penultimate embeddings of an image set to a cache",
             "Stop it whenever you like: the same command goes on. An image that cannot be read "
-            "keeps its row, marked invalid.",
+            "keeps its row, marked invalid. On several GPUs: torchrun --nproc-per-node N -m -- "
+            "featcache extract --run RUN ... (the -- keeps torchrun from taking --run for its "
+            "own); any number of processes may go on with what others began.",
         ),
         ExtractionConfig,
     )

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from featcache.atomic import write_atomically
-from featcache.disk import sync
 from featcache.errors import InputError
 
 _SHOWN = 32  # characters of a value in a message
@@ -32,14 +31,21 @@ class Lock:
     the process frees it. So the process looks among its own open handles before
     it opens the file.
 
+    Parameters
+    ----------
+    path, target : Path
+    wait : bool
+        Wait until it is free, instead of raising.
+
     Raises
     ------
     InputError
         If another writer has it (named by process and host), or the file cannot be locked.
     """
 
-    def __init__(self, path: Path, target: Path) -> None:
+    def __init__(self, path: Path, target: Path, wait: bool = False) -> None:
         self.path = path
+        self._how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
         if _is_open_here(path):
             raise InputError(
                 f"{target}: this process (number {os.getpid()}) is writing it already; "
@@ -57,7 +63,7 @@ class Lock:
         while True:
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(handle, self._how)
                 # A holder that has finished may have removed the file after we opened it.
                 if _is_at(handle, self.path):
                     os.ftruncate(handle, 0)
@@ -81,6 +87,12 @@ class Lock:
             self.path.unlink(missing_ok=True)
             os.close(self._handle)
             self._handle = -1
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
 
 
 def _is_at(handle: int, path: Path) -> bool:
@@ -106,10 +118,14 @@ def _is_open_here(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows [start, stop), durable, with the hash of their bytes; `bad` = (row, reason)."""
+    """Rows [start, stop), durable, with the hash of their bytes; `bad` = (row, reason).
+
+    `at` is the first of their rows in the file, which may hold a share of all rows.
+    """
 
     start: int
     stop: int
+    at: int
     sha256: str
     bad: tuple[tuple[int, str], ...] = ()
 
@@ -137,8 +153,11 @@ class Journal:
         The last record of each.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open an existing journal; whatever follows its last whole line is cut off."""
+    def __init__(self, path: Path, frozen: bool = False) -> None:
+        """Open an existing journal; whatever follows its last whole line is cut off.
+
+        That of another process, which may be at work, is `frozen`: read and left as it is.
+        """
         self.path = path
         self.fingerprint: dict[str, Any] = {}
         self.skeletons: list[Skeleton] = []
@@ -149,6 +168,9 @@ class Journal:
                 if not line.endswith(b"\n") or not self._take(line):
                     break
                 self._size += len(line)
+        self._handle = -1
+        if frozen:
+            return
         self._handle = os.open(path, os.O_WRONLY | os.O_APPEND)
         if os.fstat(self._handle).st_size > self._size:
             os.ftruncate(self._handle, self._size)
@@ -207,14 +229,6 @@ class Journal:
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
-
-    def remove(self) -> None:
-        """Close and delete the file; once it is closed, it is not ours to delete."""
-        if self._handle < 0:
-            return
-        self.close()
-        self.path.unlink(missing_ok=True)
-        sync(self.path.parent)
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

@@ -83,16 +83,17 @@ _REQUIRED = (
 # ------------------------------------------------------------------- writing
 
 
-def create(path: Path, contents: CacheContents) -> int:
-    """Write an unfinished cache: all of `contents`, and room for the features.
+def create(path: Path, contents: CacheContents, rows: int) -> int:
+    """Write an unfinished cache: all of `contents`, and room for the features of `rows` rows.
 
     Returns
     -------
     offset : int
-        First byte of ``/features``, whose n * v * d * 2 bytes can then be
+        First byte of ``/features``, whose rows * v * d * 2 bytes can then be
         written without HDF5.
     """
     with h5py.File(path, "w") as file:
+        file.attrs["provenance"] = json.dumps(plain(dict(contents.provenance)))
         for name, value in contents.arrays().items():
             file.create_dataset(name, data=value)
         # Early allocation fixes the place; no fill, since every row is written anyway.
@@ -101,7 +102,7 @@ def create(path: Path, contents: CacheContents) -> int:
         plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         kind = h5py.h5t.py_create(FEATURE_DTYPE, logical=True)
-        space = h5py.h5s.create_simple(contents.shape)
+        space = h5py.h5s.create_simple((rows, *contents.shape[1:]))
         offset = h5py.h5d.create(file.id, b"features", kind, space, plist).get_offset()
     assert offset is not None  # contiguous and allocated
     return int(offset)

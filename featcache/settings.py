@@ -135,6 +135,9 @@ class ExtractionConfig:
     workers: int = option(2, "processes that decode and render")
     threads: int = option(0, "threads of torch on a CPU; 0: as torch chooses")
     seed: int = option(0, "of the random views")
+    hash_images: bool = option(
+        False, "tell images by all of their bytes, not by the sizes of their files alone"
+    )
     overwrite: bool = option(False, "replace an existing cache")
 
     def __post_init__(self) -> None:
