@@ -1,4 +1,4 @@
-"""The command ``featcache``: train, extract, info, verify."""
+"""The command ``featcache``: train, extract, info, verify, merge."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from featcache import __version__
 from featcache.cache import FeatureCache
 from featcache.console import Parser, add_options, from_arguments, run
 from featcache.errors import MissingExtra
-from featcache.settings import ExtractionConfig, TrainingConfig
+from featcache.settings import ExtractionConfig, MergeConfig, TrainingConfig
 from featcache.summary import summary
 
 EPILOG = """examples:
@@ -69,6 +69,14 @@ def _verify(arguments: argparse.Namespace) -> int:
     return status
 
 
+def _merge(arguments: argparse.Namespace) -> None:
+    from featcache.merging import merge
+
+    config = from_arguments(MergeConfig, arguments, parts=arguments.parts)
+    path = merge(config.parts, config.out, mixed=config.mixed, overwrite=config.overwrite)
+    print(summary(FeatureCache(path)))
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = Parser(
@@ -122,6 +130,16 @@ def parser() -> argparse.ArgumentParser:
         "Exit status 1 names the rows that are damaged.",
     )
     verify.add_argument("caches", nargs="+", metavar="CACHE.h5")
+    joined = verb(
+        "merge",
+        _merge,
+        "join caches of one network",
+        "Finished caches of different images (made on two machines, say) are joined in the order "
+        "given; unfinished parts (*.partial, with their *.journal beside) are those of one "
+        "extraction by several processes.",
+    )
+    joined.add_argument("parts", nargs="+", metavar="PART.h5")
+    add_options(joined, MergeConfig)
     return top
 
 

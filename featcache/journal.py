@@ -235,10 +235,15 @@ def _line(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record).encode() + b"\n"
 
 
-def difference(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def difference(
+    begun: Mapping[str, Any],
+    now: Mapping[str, Any],
+    titles: tuple[str, str] = ("begun with", "now"),
+) -> str:
     """A table of the values that are not the same in two nested dicts, long ones shortened."""
     old, new = _flat(begun), _flat(now)
-    lines = [f"  {'':24} {'begun with':{_SHOWN}}  now"]
+    left, right = _shortened(*titles)
+    lines = [f"  {'':24} {left:{_SHOWN}}  {right}"]
     for key in sorted(old.keys() | new.keys()):
         left, right = old.get(key, "(absent)"), new.get(key, "(absent)")
         if left != right:

@@ -93,7 +93,7 @@ def create(path: Path, contents: CacheContents, rows: int) -> int:
         written without HDF5.
     """
     with h5py.File(path, "w") as file:
-        file.attrs["provenance"] = json.dumps(plain(dict(contents.provenance)))
+        file.attrs["provenance"] = json.dumps(contents.recorded())
         for name, value in contents.arrays().items():
             file.create_dataset(name, data=value)
         # Early allocation fixes the place; no fill, since every row is written anyway.
@@ -136,6 +136,39 @@ def _printable(reason: str) -> str:
 
 
 # ------------------------------------------------------------------- reading
+
+
+def read_contents(path: str | os.PathLike[str]) -> CacheContents:
+    """Everything but the features of a cache, which may be unfinished.
+
+    Raises
+    ------
+    InputError
+        If it is no such file or a damaged one.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            arrays = {name: file[name][()] for name in _SHAPES if name in file}
+            provenance = json.loads(file.attrs["provenance"])
+            dim = file["features"].shape[2]
+        ids, views = decoded(arrays["ids"]), decoded(arrays["views"])
+    except (OSError, KeyError, IndexError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: not a readable cache ({reason})") from None
+    classes = decoded(arrays["classes/id"]) if "classes/id" in arrays else np.zeros(0, np.str_)
+    names = arrays.get("classes/name")
+    unlisted = provenance.pop("unlisted", "negative")
+    return CacheContents(
+        ids=ids,
+        views=views,
+        dim=dim,
+        labels=labels_from(arrays, ids, classes, unlisted),
+        classes=classes,
+        class_names=None if names is None else decoded(names),
+        weight=arrays.get("head/weight"),
+        bias=arrays.get("head/bias"),
+        provenance=provenance,
+    )
 
 
 @dataclass(frozen=True, eq=False)

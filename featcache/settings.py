@@ -144,6 +144,20 @@ class ExtractionConfig:
         _refuse_smaller(self, LEAST_IN_EXTRACTION)
 
 
+@dataclass(frozen=True)
+class MergeConfig:
+    """How caches are joined; every field but `parts` is an option of ``featcache merge``."""
+
+    parts: list[str]
+    out: str = required("the cache that holds them all", metavar="CACHE.h5")
+    mixed: bool = option(
+        False,
+        "join caches of one network although package versions, device, threads or batch sizes "
+        "differ, which changes features by rounding",
+    )
+    overwrite: bool = option(False, "replace an existing cache")
+
+
 def _refuse_smaller(config: object, least: dict[str, float]) -> None:
     for name, bound in least.items():
         value = getattr(config, name)

@@ -293,6 +293,11 @@ class CacheWriter:
             )
         return rows
 
+    def take(self, path: Path, journal: Journal) -> None:
+        """Copy the sound blocks of a partial file from elsewhere that are not here yet."""
+        if self._partial is not None:
+            self._partial.take(path, journal)
+
     def finish(
         self,
         provenance_update: Mapping[str, Any] | None = None,
@@ -357,7 +362,9 @@ class CacheWriter:
                         f"{main.path}: {len(bad)} blocks, the first at row {bad[0].start}, "
                         "are not what was written; check the disk and run the same command again"
                     )
-                main.complete(self.path, self._provenance(update))
+                main.complete(
+                    self.path, self.contents.recorded({**update, "fingerprint": self._digest()})
+                )
         for share in shares_of(self.path):
             if share.rank:
                 share.discard(self.path)
@@ -383,12 +390,6 @@ class CacheWriter:
             if share.rank:
                 bad += main.take(share.beside(self.path, ".partial"), journal)
         return bad
-
-    def _provenance(self, update: Mapping[str, Any]) -> dict[str, Any]:
-        known = {**self.contents.provenance, **update, "fingerprint": self._digest()}
-        if self.contents.labels is not None:
-            known["unlisted"] = self.contents.labels.unlisted
-        return known
 
     def close(self) -> None:
         """Let go of all files; what is done stays for the next run."""
