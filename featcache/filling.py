@@ -61,11 +61,6 @@ class Stages:
             f"forward {self.forward / elapsed:.0%}, write {self.writing / elapsed:.0%}"
         )
 
-    def describe(self) -> str:
-        """What was done, for the end."""
-        rate = self.images / max(self.elapsed, 1e-9)
-        return f"{self.images:,} images in {duration(self.elapsed)}, {rate:,.0f}/s; {self.busy()}"
-
 
 @dataclass
 class _Block:
@@ -193,8 +188,11 @@ def fill(
             complete = _feed(writer.pending(), embedder, images, config, stages, out, whole, stop)
         if not complete:
             raise stopped()
-        if stages.images:
-            whole.progress.print(f"{config.out}: {stages.describe()}")
+        if stages.images and not share.rank:
+            whole.progress.print(
+                f"{config.out}: {whole.progress.describe()} in {duration(stages.elapsed)} "
+                f"({stages.busy()})"
+            )
         writer.finish({"wall_seconds": round(stages.elapsed, 2)}, wait)
         whole.progress.clear()
 
