@@ -16,6 +16,7 @@ import torchvision
 
 from featcache import batches
 from featcache.annotations import Labels, read_labels
+from featcache.console import Progress
 from featcache.contents import plain
 from featcache.embedding import Embedder
 from featcache.errors import InputError
@@ -178,7 +179,9 @@ def told(
     found = {k: v for k, v in facts.items() if k not in ("images", "labels", "ids", "run")}
     found["file_sizes"] = file_sizes(images)
     if config.hash_images:
-        found["file_contents"] = file_contents(images, config.workers)
+        progress = Progress(len(images), "images hashed")
+        found["file_contents"] = file_contents(images, config.workers, progress.advance)
+        progress.clear()
     begun = recorded_run(config.out)
     if not config.threads and "threads" in begun:
         as_begun = plain(found | {"threads": begun["threads"]})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,14 +26,17 @@ def file_sizes(images: ImageSet) -> str:
     return f"{count:,} files of {total:,} bytes {digest.hexdigest()}"
 
 
-def file_contents(images: ImageSet, threads: int) -> str:
-    """A hash over ordered ids and the bytes of their files; reads all of them."""
+def file_contents(
+    images: ImageSet, threads: int, advance: Callable[[int], None] = lambda count: None
+) -> str:
+    """A hash over ordered ids and the bytes of their files; reads all, and says how many."""
     digest = hashlib.sha256()
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for rows in _runs(range(len(images)), _AHEAD):
             hashes = pool.map(_hash, [images.path(row) for row in rows])
             for image_id, found in zip(images.ids[rows.start : rows.stop], hashes, strict=True):
                 digest.update(f"{image_id}\t{found}\n".encode())
+            advance(len(rows))
     return digest.hexdigest()
 
 

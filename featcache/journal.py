@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from featcache.atomic import write_atomically
+from featcache.disk import explained
 from featcache.errors import InputError
 
 _SHOWN = 32  # characters of a value in a message
+_HOLDER_BYTES = 300  # at most, of a process and its host
 
 
 class Lock:
@@ -54,6 +56,9 @@ class Lock:
         try:
             self._handle = self._acquire(target)
         except OSError as error:
+            told = explained(error, path, _HOLDER_BYTES)
+            if isinstance(told, InputError):
+                raise told from None
             raise InputError(
                 f"{path}: cannot be locked ({error.strerror}); choose a folder that can be "
                 "written to, on a file system with POSIX locks"
@@ -64,13 +69,8 @@ class Lock:
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 fcntl.lockf(handle, self._how)
-                # A holder that has finished may have removed the file after we opened it.
-                if _is_at(handle, self.path):
-                    os.ftruncate(handle, 0)
-                    os.pwrite(handle, f"{os.getpid()} {socket.gethostname()}".encode(), 0)
-                    return handle
             except OSError as error:
-                holder = os.pread(handle, 300, 0).decode("utf-8", "replace").split()
+                holder = os.pread(handle, _HOLDER_BYTES, 0).decode("utf-8", "replace").split()
                 os.close(handle)
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
                     raise
@@ -79,6 +79,16 @@ class Lock:
                     f"{target}: is being written by another process ({who}); "
                     "wait for it or choose another --out"
                 ) from None
+            # A holder that has finished may have removed the file after we opened it.
+            if _is_at(handle, self.path):
+                try:
+                    os.ftruncate(handle, 0)
+                    os.pwrite(handle, f"{os.getpid()} {socket.gethostname()}".encode(), 0)
+                except OSError:  # a full disk; not even an empty file should be left
+                    self.path.unlink(missing_ok=True)
+                    os.close(handle)
+                    raise
+                return handle
             os.close(handle)
 
     def release(self) -> None:
@@ -110,7 +120,7 @@ def _is_open_here(path: Path) -> bool:
         handle = int(name)
         try:
             if _is_at(handle, path):
-                return os.pread(handle, 300, 0).split()[:1] == [str(os.getpid()).encode()]
+                return os.pread(handle, _HOLDER_BYTES, 0).split()[:1] == [str(os.getpid()).encode()]
         except OSError:  # the handle of the listing itself, closed by now
             continue
     return False
