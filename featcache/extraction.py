@@ -30,6 +30,7 @@ from featcache.shares import share_from
 from featcache.views import Recipe
 from featcache.writing import CacheContents, CacheWriter, recorded_run
 
+IMAGES_OF_CHECK = 8
 ROWS_A_BLOCK = 512  # about; a block is a whole number of batches
 
 
@@ -192,12 +193,13 @@ def told(
 
 
 def check_network(embedder: Embedder, images: ImageSet, batch_size: int) -> None:
-    """Let the network check itself on the first images that can be read.
+    """Let the network check itself on the first few images that can be read.
 
     Before anything is written, so that a refusal leaves nothing behind.
     """
+    few = min(batch_size, IMAGES_OF_CHECK)
     plain = batches.ViewImages(images, Recipe("eval", 0, 0, embedder.run.preprocessing))
-    for rows in batches.row_batches([(0, len(images))], batch_size):
+    for rows in batches.row_batches([(0, len(images))], few):
         batch = batches.collate([plain[row] for row in rows])
         if batch.readable.any():
             embedder.check(batch.pixels[torch.from_numpy(batch.readable), 0])
