@@ -29,7 +29,7 @@ from featcache.batches import ViewImages, loader, row_batches
 from featcache.embedding import Embedder
 from featcache.extraction import extract
 from featcache.images import find_images
-from featcache.networks import NetworkSpec, resolve_preprocessing
+from featcache.networks import NetworkSpec, autocast, resolve_preprocessing
 from featcache.runs import CLASSES, CONFIG, FORMAT, WEIGHTS, save_weights, write_rows, write_text
 from featcache.settings import ExtractionConfig
 from featcache.views import Recipe
@@ -102,6 +102,19 @@ class Bench:
         waiting = [self.embedder(pixels[: len(rows)]) for rows in self.order]
         for features in waiting:
             features.numpy()
+
+    @torch.inference_mode()
+    def network_alone(self) -> None:
+        """As timm's benchmark of inference has it: one synthetic input that stays on the device."""
+        size = self.embedder.run.preprocessing.image_size
+        spec, network = self.embedder.run.network, self.embedder.network
+        images = torch.randn(self.config.batch_size, 3, size, size, device=self.device)
+        images = images.contiguous(memory_format=spec.memory_format)
+        for _ in self.order:
+            with autocast(self.embedder.precision, self.device):
+                network(images)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def whole(self) -> None:
         """All of it."""
@@ -209,17 +222,17 @@ def on_gpu(root: Path, arch: str, repeats: int, **changes: Any) -> list[dict[str
     make_run(root / arch, arch, 224)
     config = config_of(root, arch, "cuda", **changes)
     bench = Bench(config, torch.device("cuda"))
-    bench.forward()  # kernels are chosen and loaded
+    bench.network_alone()  # kernels are chosen and loaded
     contestants = {
         f"{config.workers} workers, decode + render alone": bench.decode,
-        "forward alone": bench.forward,
+        "timm's way: synthetic input": bench.network_alone,
         "extraction": bench.whole,
         "extraction, features discarded": bench.without_writer,
     }
     times = take_turns(contestants, repeats)
     n = len(bench.images)
     a, b, both, discarded = (n / timing.median for timing in times.values())
-    target = ">= 0.9 of forward" if arch in LARGE else f"host decodes {a:,.0f}/s"
+    target = ">= 0.9 of timm's way" if arch in LARGE else f"host decodes {a:,.0f}/s"
     ratios = ["", "", both / b, discarded / both - 1]
     targets = ["", "", target, "cost of writing <= 0.02"]
     return [

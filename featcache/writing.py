@@ -87,6 +87,11 @@ class CacheWriter:
     share : Share
         Of several processes that write the cache together: the blocks of this one.
 
+    Attributes
+    ----------
+    finished : bool
+        Whether the target is there; after :meth:`finish` False if others are still at work.
+
     Raises
     ------
     InputError

@@ -55,7 +55,7 @@ def sitting(path):
     (out / "errors").unlink(missing_ok=True)
 
 def damage(path):
-    parts = list(path.parent.glob("x.h5*.partial"))
+    parts = [p for p in path.parent.glob("x.h5*.partial") if p.stat().st_size]
     if parts and chance.random() < 0.2:
         part, tally["damages"] = chance.choice(parts), tally["damages"] + 1
         data = bytearray(part.read_bytes())
