@@ -83,8 +83,8 @@ _REQUIRED = (
 # ------------------------------------------------------------------- writing
 
 
-def create(path: Path, contents: CacheContents, rows: int) -> int:
-    """Write an unfinished cache: all of `contents`, and room for the features of `rows` rows.
+def create(path: Path, contents: CacheContents, rows: int | None = None) -> int:
+    """Write an unfinished cache: all of `contents`, and room for the features of `rows` rows (all).
 
     Returns
     -------
@@ -92,6 +92,7 @@ def create(path: Path, contents: CacheContents, rows: int) -> int:
         First byte of ``/features``, whose rows * v * d * 2 bytes can then be
         written without HDF5.
     """
+    shape = (contents.shape[0] if rows is None else rows, *contents.shape[1:])
     with h5py.File(path, "w") as file:
         file.attrs["provenance"] = json.dumps(contents.recorded())
         for name, value in contents.arrays().items():
@@ -102,7 +103,7 @@ def create(path: Path, contents: CacheContents, rows: int) -> int:
         plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         kind = h5py.h5t.py_create(FEATURE_DTYPE, logical=True)
-        space = h5py.h5s.create_simple((rows, *contents.shape[1:]))
+        space = h5py.h5s.create_simple(shape)
         offset = h5py.h5d.create(file.id, b"features", kind, space, plist).get_offset()
     assert offset is not None  # contiguous and allocated
     return int(offset)
