@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,25 +39,49 @@ class Batch:
         Zeros where the image could not be read.
     reasons : list of b
         Why an image could not be read, None where it could.
+    decoding, rendering : float
+        Seconds that were spent on it.
     """
 
     rows: np.ndarray
     pixels: torch.Tensor
     reasons: list[str | None]
+    decoding: float = 0.0
+    rendering: float = 0.0
 
     @property
     def readable(self) -> np.ndarray:
         """(b,) bool."""
         return np.array([reason is None for reason in self.reasons])
 
+    def pin_memory(self) -> Batch:
+        """Called by torch's loader, so that copies to a device need not wait for each other."""
+        return replace(self, pixels=self.pixels.pin_memory())
 
-def collate(items: Sequence[tuple[int, np.ndarray, str | None]]) -> Batch:
+
+class Item(NamedTuple):
+    """One image of a batch; see :class:`Batch`."""
+
+    row: int
+    pixels: np.ndarray
+    reason: str | None
+    decoding: float = 0.0
+    rendering: float = 0.0
+
+
+def collate(items: Sequence[Item]) -> Batch:
     """Stack single images."""
-    rows, pixels, reasons = zip(*items, strict=True)
-    return Batch(np.array(rows), torch.from_numpy(np.stack(pixels)), list(reasons))
+    rows, pixels, reasons, decoding, rendering = zip(*items, strict=True)
+    return Batch(
+        np.array(rows),
+        torch.from_numpy(np.stack(pixels)),
+        list(reasons),
+        sum(decoding),
+        sum(rendering),
+    )
 
 
-class TrainingImages(Dataset[tuple[int, np.ndarray, str | None]]):
+class TrainingImages(Dataset[Item]):
     """Augmented images; an item is (epoch, row) and depends on (seed, epoch, image id) alone."""
 
     def __init__(
@@ -69,20 +94,20 @@ class TrainingImages(Dataset[tuple[int, np.ndarray, str | None]]):
         self.seed = seed
         self._augment: Augmentation | None = None
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[int, np.ndarray, str | None]:
+    def __getitem__(self, item: tuple[int, int]) -> Item:
         epoch, row = item
         if self._augment is None:  # made in the worker: transforms need not be sent to it
             self._augment = augmentation(self.name, self.preprocessing)
         try:
             image = decode(self.images.path(row))
         except UnreadableImage as error:
-            return row, np.zeros((1, 3, self.size, self.size), np.uint8), str(error)
+            return Item(row, np.zeros((1, 3, self.size, self.size), np.uint8), str(error))
         rng = generator("train", self.seed, epoch, self.images.ids[row])
         view = augmented(self._augment, image, self.size, rng, self.name)
-        return row, to_array(view)[None], None
+        return Item(row, to_array(view)[None], None)
 
 
-class ViewImages(Dataset[tuple[int, np.ndarray, str | None]]):
+class ViewImages(Dataset[Item]):
     """All views of an image; an item is a row."""
 
     def __init__(self, images: ImageSet, recipe: Recipe) -> None:
@@ -90,16 +115,19 @@ class ViewImages(Dataset[tuple[int, np.ndarray, str | None]]):
         self.recipe = recipe
         self._augmentations: dict[str, Augmentation] | None = None
 
-    def __getitem__(self, row: int) -> tuple[int, np.ndarray, str | None]:
+    def __getitem__(self, row: int) -> Item:
         if self._augmentations is None:
             self._augmentations = self.recipe.augmentations()
+        begun = time.perf_counter()
         try:
             image = decode(self.images.path(row))
         except UnreadableImage as error:
             size = self.recipe.preprocessing.image_size
-            return row, np.zeros((len(self._augmentations), 3, size, size), np.uint8), str(error)
-        image_id = str(self.images.ids[row])
-        return row, self.recipe.render(image, image_id, self._augmentations), None
+            blank = np.zeros((len(self._augmentations), 3, size, size), np.uint8)
+            return Item(row, blank, str(error), time.perf_counter() - begun)
+        decoded = time.perf_counter()
+        views = self.recipe.render(image, str(self.images.ids[row]), self._augmentations)
+        return Item(row, views, None, decoded - begun, time.perf_counter() - decoded)
 
 
 def epoch_batches(

@@ -1,4 +1,4 @@
-"""The command ``featcache``: train, import, extract, info, verify."""
+"""The command ``featcache``: train, import, extract, info, verify, merge."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from featcache.cache import FeatureCache
 from featcache.cacheset import CacheSet
 from featcache.console import Parser, add_options, from_arguments, run
 from featcache.errors import MissingExtra
-from featcache.settings import ExtractionConfig, ImportConfig, TrainingConfig
+from featcache.settings import ExtractionConfig, ImportConfig, MergeConfig, TrainingConfig
 from featcache.summary import summary
 
 EPILOG = """examples:
@@ -68,7 +68,9 @@ def _extract(arguments: argparse.Namespace) -> None:
     _with_torch()
     from featcache.extraction import extract
 
-    print(summary(FeatureCache(extract(from_arguments(ExtractionConfig, arguments)))))
+    path = extract(from_arguments(ExtractionConfig, arguments))
+    if path is not None:
+        print(summary(FeatureCache(path)))
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -87,6 +89,14 @@ def _verify(arguments: argparse.Namespace) -> int:
         else:
             print(f"{path}: every block has its hash")
     return status
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    from featcache.merging import merge
+
+    config = from_arguments(MergeConfig, arguments, parts=arguments.parts)
+    path = merge(config.parts, config.out, mixed=config.mixed, overwrite=config.overwrite)
+    print(summary(FeatureCache(path)))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -136,7 +146,9 @@ def parser() -> argparse.ArgumentParser:
             _extract,
             "write the penultimate embeddings of an image set to a cache",
             "Stop it whenever you like: the same command goes on. An image that cannot be read "
-            "keeps its row, marked invalid.",
+            "keeps its row, marked invalid. On several GPUs: torchrun --nproc-per-node N -m -- "
+            "featcache extract --run RUN ... (the -- keeps torchrun from taking --run for its "
+            "own); any number of processes may go on with what others began.",
         ),
         ExtractionConfig,
     )
@@ -154,6 +166,16 @@ def parser() -> argparse.ArgumentParser:
         "Exit status 1 names the rows that are damaged.",
     )
     verify.add_argument("caches", nargs="+", metavar="CACHE.h5")
+    joined = verb(
+        "merge",
+        _merge,
+        "join caches of one network",
+        "Finished caches of different images (made on two machines, say) are joined in the order "
+        "given; unfinished parts (*.partial, with their *.journal beside) are those of one "
+        "extraction by several processes.",
+    )
+    joined.add_argument("parts", nargs="+", metavar="PART.h5")
+    add_options(joined, MergeConfig)
     return top
 
 

@@ -141,6 +141,13 @@ class CacheContents:
             found |= {f"labels/{name}": value for name, value in _label_arrays(self.labels)}
         return {name: value for name, value in found.items() if value is not None}
 
+    def recorded(self, update: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Provenance as in the file, with what only it says of the labels."""
+        known = {**self.provenance, **(update or {})}
+        if self.labels is not None:
+            known["unlisted"] = self.labels.unlisted
+        return dict(plain(known))
+
     def fingerprint(self) -> dict[str, str]:
         """What the contents are, one short text for each part: equal texts, equal parts."""
         parts: dict[str, hashlib._Hash] = {}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,103 +13,25 @@ import PIL
 import timm
 import torch
 import torchvision
-from torch import nn
 
 from featcache import batches
 from featcache.annotations import Labels, read_labels
-from featcache.console import Interrupted, Progress, StopRequest, duration
+from featcache.console import Progress
+from featcache.contents import plain
+from featcache.embedding import Embedder
 from featcache.errors import InputError
+from featcache.filling import fill
+from featcache.imagefacts import file_contents, file_sizes
 from featcache.images import ImageSet, find_images, read_ids
-from featcache.networks import (
-    LastLayer,
-    autocast,
-    classifier,
-    classifier_name,
-    head_error,
-    network_id,
-    recorded_features,
-    resolve_device,
-    resolve_precision,
-)
+from featcache.networks import classifier_name, network_id
 from featcache.runs import CLASSES, Run
 from featcache.settings import ExtractionConfig
-from featcache.views import Recipe, normalise
-from featcache.writing import CacheContents, CacheWriter
+from featcache.shares import share_from
+from featcache.views import Recipe
+from featcache.writing import CacheContents, CacheWriter, recorded_run
 
+IMAGES_OF_CHECK = 8
 ROWS_A_BLOCK = 512  # about; a block is a whole number of batches
-TOLERANCE = {"float32": 1e-3, "bf16": 2e-2}
-
-
-@dataclass
-class Embedder:
-    """A frozen network that turns views into penultimate features.
-
-    Attributes
-    ----------
-    run : Run
-        Where the network comes from.
-    network : Module
-        In evaluation mode, on the device.
-    layer : Linear or Conv2d
-        Its last layer; the features are the layer's input.
-    device : torch.device
-    precision : str
-        ``float32`` or ``bf16``.
-    """
-
-    run: Run
-    network: nn.Module
-    layer: LastLayer
-    device: torch.device
-    precision: str
-
-    @classmethod
-    def load(cls, config: ExtractionConfig) -> Embedder:
-        """Read the run and put its network on the device."""
-        run = Run.open(config.run)
-        device = resolve_device(config.device)
-        network = run.load_network().to(device).to(memory_format=run.network.memory_format)
-        layer = classifier(network, run.network)
-        return cls(run, network, layer, device, resolve_precision(config.precision, device))
-
-    @torch.inference_mode()
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(b, 3, s, s) uint8 -> features (b, d) and logits (b, K), float32."""
-        images = normalise(pixels.to(self.device, non_blocking=True), self.run.preprocessing)
-        images = images.contiguous(memory_format=self.run.network.memory_format)
-        with recorded_features(self.layer) as seen, autocast(self.precision, self.device):
-            logits = self.network(images)
-        return seen[0].float(), logits.float()
-
-    def __call__(self, pixels: torch.Tensor) -> np.ndarray:
-        """(b, v, 3, s, s) uint8 -> (b, v, d) float32, one view at a time to bound memory."""
-        views = [self.forward(pixels[:, k])[0] for k in range(pixels.shape[1])]
-        return torch.stack(views, 1).cpu().numpy()
-
-    @torch.inference_mode()
-    def check(self, pixels: torch.Tensor) -> None:
-        """Features times the last layer must give the network's own logits.
-
-        Raises
-        ------
-        InputError
-            If they do not: the features would be of no use to a linear head.
-        """
-        features, logits = self.forward(pixels)
-        error = head_error(features, logits, self.layer)
-        if not error <= TOLERANCE[self.precision]:
-            raise InputError(
-                f"{self.run.path}: features @ W0.T + b0 differ from the network's own logits by "
-                f"{error:.2g} of their size; the network does something after its last linear layer"
-            )
-
-    @property
-    def head(self) -> tuple[np.ndarray, np.ndarray]:
-        """W0 (K, d) and b0 (K,), float32; b0 is zero where the layer has none."""
-        weight = self.layer.weight.detach().flatten(1).float().cpu().numpy()
-        if self.layer.bias is None:
-            return weight, np.zeros(len(weight), np.float32)
-        return weight, self.layer.bias.detach().float().cpu().numpy()
 
 
 def choose_images(config: ExtractionConfig) -> tuple[ImageSet, list[str]]:
@@ -133,7 +53,9 @@ def choose_images(config: ExtractionConfig) -> tuple[ImageSet, list[str]]:
     return found, missing
 
 
-def choose_labels(config: ExtractionConfig, run: Run, images: ImageSet) -> Labels | None:
+def choose_labels(
+    config: ExtractionConfig, run: Run, images: ImageSet, say: bool = True
+) -> Labels | None:
     """Labels of the rows in the classes of the network; says how many images have none."""
     if not config.labels:
         return None
@@ -144,30 +66,19 @@ def choose_labels(config: ExtractionConfig, run: Run, images: ImageSet) -> Label
     )
     unused = ~np.isin(labels.ids, images.ids)
     selected = labels.select(images.ids)
-    print(
-        f"{int(selected.known.sum()):,} of {len(images):,} images have labels; "
-        f"{int(unused.sum()):,} labelled images are not among them"
-        + (f" ({' '.join(labels.ids[unused][:3])} ...)" if unused.any() else ""),
-        flush=True,
-    )
+    if say:
+        print(
+            f"{int(selected.known.sum()):,} of {len(images):,} images have labels; "
+            f"{int(unused.sum()):,} labelled images are not among them"
+            + (f" ({' '.join(labels.ids[unused][:3])} ...)" if unused.any() else ""),
+            flush=True,
+        )
     if not selected.known.any():
         raise InputError(
             f"{config.labels[0]}: no image below {config.images} has an entry in it; "
             f"its first id is {str(labels.ids[0])!r}"
         )
     return selected
-
-
-def file_sizes(images: ImageSet) -> str:
-    """sha256 over the ordered ids and the sizes of their files."""
-    digest = hashlib.sha256()
-    for row, image_id in enumerate(images.ids):
-        try:
-            size = os.path.getsize(images.path(row))
-        except OSError:
-            size = -1
-        digest.update(f"{image_id}\t{size}\n".encode())
-    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -182,7 +93,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def extract(config: ExtractionConfig) -> Path:
+def extract(config: ExtractionConfig) -> Path | None:
     """Write a cache of one network and one image set, or go on with one that was stopped.
 
     Parameters
@@ -192,8 +103,8 @@ def extract(config: ExtractionConfig) -> Path:
 
     Returns
     -------
-    Path
-        The cache.
+    Path or None
+        The cache; None in one of several processes that leaves the last steps to another.
 
     Raises
     ------
@@ -206,59 +117,89 @@ def extract(config: ExtractionConfig) -> Path:
     -----
     An unreadable image keeps its row (``valid`` False). The composition of a batch is a
     function of the row index alone, so a resumed extraction equals an unbroken one.
+    Under ``torchrun`` (RANK and WORLD_SIZE in the environment) each process makes every
+    WORLD_SIZE-th block; see :mod:`featcache.shares`.
     """
+    share = share_from(os.environ)
     if config.threads:
         torch.set_num_threads(config.threads)
     embedder = Embedder.load(config)
     run = embedder.run
     recipe = Recipe(config.views, config.seed, config.view_count, run.preprocessing)
     images, missing = choose_images(config)
-    if missing:
+    if missing and not share.rank:
         print(
             f"{len(missing):,} ids have no file ({' '.join(missing[:3])} ...); "
             "their rows will be marked invalid",
             flush=True,
         )
+    fingerprint = told(config, embedder, recipe, images)
     check_network(embedder, images, config.batch_size)
     weight, bias = embedder.head
-    facts = provenance(config, embedder, recipe)
     contents = CacheContents(
         ids=images.ids,
         views=list(recipe.augmentations()),
         dim=weight.shape[1],
-        labels=choose_labels(config, run, images),
+        labels=choose_labels(config, run, images, say=not share.rank),
         classes=run.classes,
         class_names=run.names,
         weight=weight,
         bias=bias,
-        provenance=facts,
+        provenance=provenance(config, embedder, recipe),
     )
-    # Where the image set lies and how it was asked for may change; what it is may not.
-    told = {k: v for k, v in facts.items() if k not in ("images", "labels", "ids", "run")}
     writer = CacheWriter(
         config.out,
         contents,
-        fingerprint=told | {"file_sizes": file_sizes(images)},
+        fingerprint=fingerprint,
         block_rows=config.batch_size * max(1, ROWS_A_BLOCK // config.batch_size),
         overwrite=config.overwrite,
+        share=share,
     )
-    started = time.monotonic()
     with writer:
         for message in writer.messages:
             print(message, flush=True)
-        _fill(writer, embedder, batches.ViewImages(images, recipe), config)
-        wall = round(time.monotonic() - started, 2)
-        path = writer.finish({"wall_seconds": wall})
-    return path
+        fill(writer, embedder, batches.ViewImages(images, recipe), config, share)
+        if not writer.finished:
+            print(
+                f"{config.out}: process {share.rank} of {share.world} has made its images; "
+                f"{writer.rows_done():,} of {len(images):,} are there",
+                flush=True,
+            )
+    return writer.path if writer.finished else None
+
+
+def told(
+    config: ExtractionConfig, embedder: Embedder, recipe: Recipe, images: ImageSet
+) -> dict[str, Any]:
+    """What a run may only be gone on with: the fingerprint.
+
+    Where the image set lies and how it was asked for may change; what it is may not. The
+    number of threads is that of the run, if it was begun already and nothing else differs.
+    """
+    facts = provenance(config, embedder, recipe)
+    found = {k: v for k, v in facts.items() if k not in ("images", "labels", "ids", "run")}
+    found["file_sizes"] = file_sizes(images)
+    if config.hash_images:
+        progress = Progress(len(images), "images hashed")
+        found["file_contents"] = file_contents(images, config.workers, progress.advance)
+        progress.clear()
+    begun = recorded_run(config.out)
+    if not config.threads and "threads" in begun:
+        as_begun = plain(found | {"threads": begun["threads"]})
+        if as_begun == begun:
+            torch.set_num_threads(begun["threads"])
+            return dict(as_begun)
+    return found
 
 
 def check_network(embedder: Embedder, images: ImageSet, batch_size: int) -> None:
-    """Let the network check itself on the first images that can be read.
+    """Let the network check itself on the first few images that can be read.
 
     Before anything is written, so that a refusal leaves nothing behind.
     """
+    few = min(batch_size, IMAGES_OF_CHECK)
     plain = batches.ViewImages(images, Recipe("eval", 0, 0, embedder.run.preprocessing))
-    for rows in batches.row_batches([(0, len(images))], batch_size):
+    for rows in batches.row_batches([(0, len(images))], few):
         batch = batches.collate([plain[row] for row in rows])
         if batch.readable.any():
             embedder.check(batch.pixels[torch.from_numpy(batch.readable), 0])
@@ -284,47 +225,3 @@ def provenance(config: ExtractionConfig, embedder: Embedder, recipe: Recipe) -> 
         "labels": [str(path) for path in config.labels],
         "ids": str(config.ids),
     }
-
-
-def _fill(
-    writer: CacheWriter, embedder: Embedder, images: batches.ViewImages, config: ExtractionConfig
-) -> None:
-    """Compute and write every block that is not durable yet."""
-    pending = writer.pending()
-    n = len(images.images)
-    done = n - sum(stop - start for start, stop in pending)
-    if done:
-        print(f"{config.out}: going on at {done:,} of {n:,} images", flush=True)
-    progress = Progress(n, "images", done)
-    waiting = forward = writing = 0.0
-    order = batches.row_batches(pending, config.batch_size)
-    source = iter(batches.loader(images, order, config.workers, embedder.device))
-    with StopRequest() as stop:
-        for start, end in pending:
-            features: list[np.ndarray] = []
-            reasons: list[str | None] = []
-            while len(reasons) < end - start:
-                if stop.asked:
-                    progress.clear()
-                    raise Interrupted(
-                        f"stopped at {start:,} of {n:,} images; the same command goes on from there"
-                    )
-                clock = [time.monotonic()]
-                batch = next(source)
-                clock.append(time.monotonic())
-                features.append(embedder(batch.pixels))
-                reasons += batch.reasons
-                clock.append(time.monotonic())
-                if len(reasons) == end - start:
-                    writer.write(start, np.concatenate(features), reasons)
-                writing += time.monotonic() - clock[2]
-                waiting, forward = waiting + clock[1] - clock[0], forward + clock[2] - clock[1]
-                progress.advance(
-                    len(batch.reasons),
-                    f"waiting for images {waiting:.0f} s, network {forward:.0f} s, "
-                    f"writing {writing:.0f} s",
-                )
-    progress.print(
-        f"{config.out}: {progress.describe()} in {duration(waiting + forward + writing)} "
-        f"(waiting for images {waiting:.1f} s, network {forward:.1f} s, writing {writing:.1f} s)"
-    )

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from featcache.atomic import write_atomically
-from featcache.disk import sync
+from featcache.disk import explained
 from featcache.errors import InputError
 
 _SHOWN = 32  # characters of a value in a message
+_HOLDER_BYTES = 300  # at most, of a process and its host
 
 
 class Lock:
@@ -32,14 +33,21 @@ class Lock:
     the process frees it. So the process looks among its own open handles before
     it opens the file.
 
+    Parameters
+    ----------
+    path, target : Path
+    wait : bool
+        Wait until it is free, instead of raising.
+
     Raises
     ------
     InputError
         If another writer has it (named by process and host), or the file cannot be locked.
     """
 
-    def __init__(self, path: Path, target: Path) -> None:
+    def __init__(self, path: Path, target: Path, wait: bool = False) -> None:
         self.path = path
+        self._how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
         if _is_open_here(path):
             raise InputError(
                 f"{target}: this process (number {os.getpid()}) is writing it already; "
@@ -48,6 +56,9 @@ class Lock:
         try:
             self._handle = self._acquire(target)
         except OSError as error:
+            told = explained(error, path, _HOLDER_BYTES)
+            if isinstance(told, InputError):
+                raise told from None
             raise InputError(
                 f"{path}: cannot be locked ({error.strerror}); choose a folder that can be "
                 "written to, on a file system with POSIX locks"
@@ -57,14 +68,9 @@ class Lock:
         while True:
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # A holder that has finished may have removed the file after we opened it.
-                if _is_at(handle, self.path):
-                    os.ftruncate(handle, 0)
-                    os.pwrite(handle, f"{os.getpid()} {socket.gethostname()}".encode(), 0)
-                    return handle
+                fcntl.lockf(handle, self._how)
             except OSError as error:
-                holder = os.pread(handle, 300, 0).decode("utf-8", "replace").split()
+                holder = os.pread(handle, _HOLDER_BYTES, 0).decode("utf-8", "replace").split()
                 os.close(handle)
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
                     raise
@@ -73,6 +79,16 @@ class Lock:
                     f"{target}: is being written by another process ({who}); "
                     "wait for it or choose another --out"
                 ) from None
+            # A holder that has finished may have removed the file after we opened it.
+            if _is_at(handle, self.path):
+                try:
+                    os.ftruncate(handle, 0)
+                    os.pwrite(handle, f"{os.getpid()} {socket.gethostname()}".encode(), 0)
+                except OSError:  # a full disk; not even an empty file should be left
+                    self.path.unlink(missing_ok=True)
+                    os.close(handle)
+                    raise
+                return handle
             os.close(handle)
 
     def release(self) -> None:
@@ -81,6 +97,12 @@ class Lock:
             self.path.unlink(missing_ok=True)
             os.close(self._handle)
             self._handle = -1
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
 
 
 def _is_at(handle: int, path: Path) -> bool:
@@ -98,7 +120,7 @@ def _is_open_here(path: Path) -> bool:
         handle = int(name)
         try:
             if _is_at(handle, path):
-                return os.pread(handle, 300, 0).split()[:1] == [str(os.getpid()).encode()]
+                return os.pread(handle, _HOLDER_BYTES, 0).split()[:1] == [str(os.getpid()).encode()]
         except OSError:  # the handle of the listing itself, closed by now
             continue
     return False
@@ -106,10 +128,14 @@ def _is_open_here(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows [start, stop), durable, with the hash of their bytes; `bad` = (row, reason)."""
+    """Rows [start, stop), durable, with the hash of their bytes; `bad` = (row, reason).
+
+    `at` is the first of their rows in the file, which may hold a share of all rows.
+    """
 
     start: int
     stop: int
+    at: int
     sha256: str
     bad: tuple[tuple[int, str], ...] = ()
 
@@ -137,8 +163,11 @@ class Journal:
         The last record of each.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open an existing journal; whatever follows its last whole line is cut off."""
+    def __init__(self, path: Path, frozen: bool = False) -> None:
+        """Open an existing journal; whatever follows its last whole line is cut off.
+
+        That of another process, which may be at work, is `frozen`: read and left as it is.
+        """
         self.path = path
         self.fingerprint: dict[str, Any] = {}
         self.skeletons: list[Skeleton] = []
@@ -149,6 +178,9 @@ class Journal:
                 if not line.endswith(b"\n") or not self._take(line):
                     break
                 self._size += len(line)
+        self._handle = -1
+        if frozen:
+            return
         self._handle = os.open(path, os.O_WRONLY | os.O_APPEND)
         if os.fstat(self._handle).st_size > self._size:
             os.ftruncate(self._handle, self._size)
@@ -208,23 +240,20 @@ class Journal:
             os.close(self._handle)
             self._handle = -1
 
-    def remove(self) -> None:
-        """Close and delete the file; once it is closed, it is not ours to delete."""
-        if self._handle < 0:
-            return
-        self.close()
-        self.path.unlink(missing_ok=True)
-        sync(self.path.parent)
-
 
 def _line(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record).encode() + b"\n"
 
 
-def difference(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def difference(
+    begun: Mapping[str, Any],
+    now: Mapping[str, Any],
+    titles: tuple[str, str] = ("begun with", "now"),
+) -> str:
     """A table of the values that are not the same in two nested dicts, long ones shortened."""
     old, new = _flat(begun), _flat(now)
-    lines = [f"  {'':24} {'begun with':{_SHOWN}}  now"]
+    left, right = _shortened(*titles)
+    lines = [f"  {'':24} {left:{_SHOWN}}  {right}"]
     for key in sorted(old.keys() | new.keys()):
         left, right = old.get(key, "(absent)"), new.get(key, "(absent)")
         if left != right:

@@ -85,16 +85,18 @@ _REQUIRED = (
 # ------------------------------------------------------------------- writing
 
 
-def create(path: Path, contents: CacheContents) -> int:
-    """Write an unfinished cache: all of `contents`, and room for the features.
+def create(path: Path, contents: CacheContents, rows: int | None = None) -> int:
+    """Write an unfinished cache: all of `contents`, and room for the features of `rows` rows (all).
 
     Returns
     -------
     offset : int
-        First byte of ``/features``, whose n * v * d * 2 bytes can then be
+        First byte of ``/features``, whose rows * v * d * 2 bytes can then be
         written without HDF5.
     """
+    shape = (contents.shape[0] if rows is None else rows, *contents.shape[1:])
     with h5py.File(path, "w") as file:
+        file.attrs["provenance"] = json.dumps(contents.recorded())
         for name, value in contents.arrays().items():
             file.create_dataset(name, data=value)
         # Early allocation fixes the place; no fill, since every row is written anyway.
@@ -103,7 +105,7 @@ def create(path: Path, contents: CacheContents) -> int:
         plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         kind = h5py.h5t.py_create(FEATURE_DTYPE, logical=True)
-        space = h5py.h5s.create_simple(contents.shape)
+        space = h5py.h5s.create_simple(shape)
         offset = h5py.h5d.create(file.id, b"features", kind, space, plist).get_offset()
     assert offset is not None  # contiguous and allocated
     return int(offset)
@@ -137,6 +139,39 @@ def _printable(reason: str) -> str:
 
 
 # ------------------------------------------------------------------- reading
+
+
+def read_contents(path: str | os.PathLike[str]) -> CacheContents:
+    """Everything but the features of a cache, which may be unfinished.
+
+    Raises
+    ------
+    InputError
+        If it is no such file or a damaged one.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            arrays = {name: file[name][()] for name in _SHAPES if name in file}
+            provenance = json.loads(file.attrs["provenance"])
+            dim = file["features"].shape[2]
+        ids, views = decoded(arrays["ids"]), decoded(arrays["views"])
+    except (OSError, KeyError, IndexError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: not a readable cache ({reason})") from None
+    classes = decoded(arrays["classes/id"]) if "classes/id" in arrays else np.zeros(0, np.str_)
+    names = arrays.get("classes/name")
+    unlisted = provenance.pop("unlisted", "negative")
+    return CacheContents(
+        ids=ids,
+        views=views,
+        dim=dim,
+        labels=labels_from(arrays, ids, classes, unlisted),
+        classes=classes,
+        class_names=None if names is None else decoded(names),
+        weight=arrays.get("head/weight"),
+        bias=arrays.get("head/bias"),
+        provenance=provenance,
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ In ``x.h5.partial``, an HDF5 file with everything but the features and room for
 those, and ``x.h5.journal``, one line for each block that is durable. HDF5 makes
 the file and is closed again; from then on blocks go straight to their place:
 data, fsync, journal line, fsync. A later run trusts nothing that it has not hashed.
+Of several processes each has a pair of its own (see :mod:`featcache.shares`).
 """
 
 from __future__ import annotations
@@ -28,19 +29,9 @@ from featcache.disk import (
     write_at,
 )
 from featcache.journal import Block, Journal, Skeleton
+from featcache.shares import Grid, Share
 
 _FINISHING_BYTES = 2**20  # HDF5's own needs for a dozen small datasets, with much to spare
-
-
-def beside(target: Path, suffix: str) -> Path:
-    """The file of a run that belongs to `target`."""
-    return target.with_name(target.name + suffix)
-
-
-def discard(target: Path) -> None:
-    """Delete what runs have left of `target`; the journal first, as it refers to the rest."""
-    for suffix in (".journal", ".partial.new", ".partial"):
-        beside(target, suffix).unlink(missing_ok=True)
 
 
 class Partial:
@@ -50,8 +41,8 @@ class Partial:
     ----------
     path : Path
     journal : Journal
-    stop_of : dict
-        First row to last row + 1 of all blocks, done or not.
+    grid : Grid
+        All blocks that the file has room for, done or not.
     messages : list of str
         What was found damaged.
     """
@@ -60,25 +51,22 @@ class Partial:
         self,
         path: Path,
         contents: CacheContents,
-        block_rows: int,
+        grid: Grid,
         journal: Journal,
         skeleton: Skeleton,
     ) -> None:
         self.path = path
         self.journal = journal
-        self.stop_of = dict(_grid(contents, block_rows))
+        self.grid = grid
         self.messages: list[str] = []
         self._contents = contents
         self._skeleton = skeleton
         self._handle = os.open(path, os.O_RDWR)
 
     def pending(self) -> list[tuple[int, int]]:
-        """Blocks that are not durable yet, in order."""
-        return [(start, stop) for start, stop in self.stop_of.items() if self.is_pending(start)]
-
-    def is_pending(self, start: int) -> bool:
-        """Whether `start` is the first row of a block that is not durable yet."""
-        return start in self.stop_of and start not in self.journal.blocks
+        """Blocks with room here that are not durable here yet, in order."""
+        done = self.journal.blocks
+        return [item for item in self.grid.stop_of.items() if item[0] not in done]
 
     def store(self, start: int, rows: np.ndarray, bad: tuple[tuple[int, str], ...]) -> None:
         """Write float16 `rows` from row `start`; durable on return.
@@ -91,7 +79,8 @@ class Partial:
         if self._handle < 0:
             raise ValueError(f"{self.path}: is closed; make a new writer")
         data = rows.reshape(-1).view(np.uint8).data
-        block = Block(start, start + len(rows), hashlib.sha256(data).hexdigest(), bad)
+        digest = hashlib.sha256(data).hexdigest()
+        block = Block(start, start + len(rows), self.grid.at[start], digest, bad)
         try:
             write_at(self._handle, data, self._bytes(block)[0])
             os.fsync(self._handle)
@@ -110,6 +99,31 @@ class Partial:
                 f"{self.path}: rows {block.start} to {block.stop - 1} are not what was "
                 "written there; they are made again"
             )
+        return bad
+
+    def take(self, path: Path, journal: Journal) -> list[Block]:
+        """Copy the blocks of another process that are not here yet.
+
+        Returns
+        -------
+        bad : list of Block
+            Those whose bytes are no longer what was written; they are not copied.
+        """
+        bad = []
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            for block in journal.sorted_blocks():
+                if block.start in self.journal.blocks:
+                    continue
+                data = _sound_bytes(block, self._contents, journal.skeletons, handle)
+                if data is None:
+                    bad.append(block)
+                    continue
+                rows = np.frombuffer(data, layout.FEATURE_DTYPE)
+                shape = (block.stop - block.start, *self._contents.shape[1:])
+                self.store(block.start, rows.reshape(shape), block.bad)
+        finally:
+            os.close(handle)
         return bad
 
     def complete(self, target: Path, provenance: Mapping[str, Any]) -> None:
@@ -144,60 +158,86 @@ class Partial:
 
 
 def begin(
-    target: Path, contents: CacheContents, block_rows: int, fingerprint: Mapping[str, Any]
+    target: Path,
+    contents: CacheContents,
+    block_rows: int,
+    fingerprint: Mapping[str, Any],
+    share: Share,
 ) -> Partial:
-    """Begin anew; whatever a run had left is deleted."""
-    discard(target)
-    path = beside(target, ".partial")
-    skeleton = _build(path, contents)
+    """Begin anew; whatever this process had left is deleted."""
+    share.discard(target)
+    path = share.beside(target, ".partial")
+    grid = share.grid(len(contents.ids), block_rows)
+    skeleton = _build(path, contents, grid.rows)
     sync(path.parent)
     try:
-        journal = Journal.begin(beside(target, ".journal"), fingerprint, skeleton)
+        journal = Journal.begin(share.beside(target, ".journal"), fingerprint, skeleton)
     except OSError as error:
         raise explained(error, path, _FINISHING_BYTES) from None
-    return Partial(path, contents, block_rows, journal, skeleton)
+    return Partial(path, contents, grid, journal, skeleton)
 
 
-def resume(target: Path, contents: CacheContents, block_rows: int, journal: Journal) -> Partial:
+def resume(
+    target: Path, contents: CacheContents, block_rows: int, journal: Journal, share: Share
+) -> Partial:
     """Go on where the run of `journal` stopped, once every block of it is hashed."""
-    path = beside(target, ".partial")
-    grid = set(_grid(contents, block_rows))
+    path = share.beside(target, ".partial")
+    grid = share.grid(len(contents.ids), block_rows)
     for block in journal.sorted_blocks():
-        if (block.start, block.stop) not in grid:
+        if (grid.stop_of.get(block.start), grid.at.get(block.start)) != (block.stop, block.at):
             del journal.blocks[block.start]
     messages = []
     skeleton = _intact_skeleton(path, journal)
     if skeleton is None:
-        skeleton, saved = _rebuild(path, beside(target, ".partial.new"), contents, journal)
+        new = share.beside(target, ".partial.new")
+        skeleton, saved = _rebuild(path, new, contents, grid.rows, journal)
         messages.append(
             f"{path}: gone, cut short or left while finishing; "
             f"{saved} of {len(journal.blocks)} blocks could be saved"
         )
-    partial = Partial(path, contents, block_rows, journal, skeleton)
+    partial = Partial(path, contents, grid, journal, skeleton)
     partial.drop_bad_blocks()
     partial.messages[:0] = messages
     return partial
 
 
-def _grid(contents: CacheContents, block_rows: int) -> list[tuple[int, int]]:
-    n = len(contents.ids)
-    return [(start, min(n, start + block_rows)) for start in range(0, n, block_rows)]
+def sound_blocks(
+    path: Path, contents: CacheContents, journal: Journal, grid: Grid
+) -> dict[int, int]:
+    """Blocks for which `grid` is asked and that another process has, hashed: stop by start."""
+    wanted = [
+        block
+        for block in journal.sorted_blocks()
+        if block.start in grid.mine and grid.stop_of[block.start] == block.stop
+    ]
+    if not wanted or not path.is_file():
+        return {}
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        return {
+            block.start: block.stop
+            for block in wanted
+            if _sound_bytes(block, contents, journal.skeletons, handle) is not None
+        }
+    finally:
+        os.close(handle)
 
 
 def _extent(contents: CacheContents, offset: int, block: Block) -> tuple[int, int]:
     """(first byte, number of bytes) of a block in a file with features at `offset`."""
     _, v, d = contents.shape
     row_bytes = v * d * layout.FEATURE_DTYPE.itemsize
-    return offset + block.start * row_bytes, (block.stop - block.start) * row_bytes
+    return offset + block.at * row_bytes, (block.stop - block.start) * row_bytes
 
 
-def _build(path: Path, contents: CacheContents) -> Skeleton:
-    """A new file with everything but the features, synced, with room for them."""
-    nbytes = int(np.prod(contents.shape, dtype=object)) * layout.FEATURE_DTYPE.itemsize
+def _build(path: Path, contents: CacheContents, rows: int) -> Skeleton:
+    """A new file with everything but the features, synced, with room for `rows` of them."""
+    _, v, d = contents.shape
+    nbytes = rows * v * d * layout.FEATURE_DTYPE.itemsize
     others = sum(value.nbytes for value in contents.arrays().values()) + _FINISHING_BYTES
     try:
         try_size(path, nbytes + others, others)
-        offset = layout.create(path, contents)
+        offset = layout.create(path, contents, rows)
         handle = os.open(path, os.O_RDWR)
         try:
             size = os.fstat(handle).st_size
@@ -235,17 +275,19 @@ def _hash_around(handle: int, offset: int, nbytes: int, size: int) -> str:
 
 
 def _rebuild(
-    path: Path, new: Path, contents: CacheContents, journal: Journal
+    path: Path, new: Path, contents: CacheContents, rows: int, journal: Journal
 ) -> tuple[Skeleton, int]:
     """Replace a damaged file by a sound one; also the number of blocks that were saved."""
-    skeleton = _build(new, contents)
+    skeleton = _build(new, contents, rows)
     saved = 0
     if path.is_file():
         source, sink = os.open(path, os.O_RDONLY), os.open(new, os.O_RDWR)
         try:
             for block in journal.sorted_blocks():
-                to = _extent(contents, skeleton.offset, block)[0]
-                saved += _save(block, contents, journal.skeletons, source, sink, to)
+                data = _sound_bytes(block, contents, journal.skeletons, source)
+                if data is not None:
+                    write_at(sink, memoryview(data), _extent(contents, skeleton.offset, block)[0])
+                    saved += 1
             os.fsync(sink)
         except OSError as error:
             raise explained(error, new, skeleton.nbytes) from None
@@ -259,20 +301,12 @@ def _rebuild(
     return skeleton, saved
 
 
-def _save(
-    block: Block,
-    contents: CacheContents,
-    skeletons: list[Skeleton],
-    source: int,
-    sink: int,
-    to: int,
-) -> bool:
-    """Copy a block if its bytes are still right where one of `skeletons` has them."""
+def _sound_bytes(
+    block: Block, contents: CacheContents, skeletons: list[Skeleton], handle: int
+) -> bytes | None:
+    """The bytes of a block, if they are right where one of `skeletons` has them."""
     for offset in dict.fromkeys(known.offset for known in reversed(skeletons)):
-        extent = _extent(contents, offset, block)
-        if hash_ranges(source, extent) == block.sha256:
-            for piece in read_ranges(source, extent):
-                write_at(sink, memoryview(piece), to)
-                to += len(piece)
-            return True
-    return False
+        data = b"".join(read_ranges(handle, _extent(contents, offset, block)))
+        if hashlib.sha256(data).hexdigest() == block.sha256:
+            return data
+    return None

@@ -138,6 +138,9 @@ class ExtractionConfig:
     workers: int = option(2, "processes that decode and render")
     threads: int = option(0, "threads of torch on a CPU; 0: as torch chooses")
     seed: int = option(0, "of the random views")
+    hash_images: bool = option(
+        False, "tell images by all of their bytes, not by the sizes of their files alone"
+    )
     overwrite: bool = option(False, "replace an existing cache")
 
     def __post_init__(self) -> None:
@@ -198,6 +201,20 @@ def parse_channels(flag: str, text: str) -> tuple[float, ...]:
     if len(values) not in (0, 3) or not all(map(math.isfinite, values)):
         raise InputError(f"{flag} {text!r}: expected three numbers, such as 0.485,0.456,0.406")
     return values
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """How caches are joined; every field but `parts` is an option of ``featcache merge``."""
+
+    parts: list[str]
+    out: str = required("the cache that holds them all", metavar="CACHE.h5")
+    mixed: bool = option(
+        False,
+        "join caches of one network although package versions, device, threads or batch sizes "
+        "differ, which changes features by rounding",
+    )
+    overwrite: bool = option(False, "replace an existing cache")
 
 
 def _refuse_smaller(config: object, least: dict[str, float]) -> None:

@@ -103,9 +103,11 @@ def to_array(image: Image.Image) -> np.ndarray:
 
 def normalise(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
     """(b, 3, h, w) uint8 -> float32 on the same device: (x / 255 - mean) / std."""
-    shape = (1, -1, 1, 1)
-    mean = torch.tensor(preprocessing.mean, device=pixels.device).view(shape) * 255
-    std = torch.tensor(preprocessing.std, device=pixels.device).view(shape) * 255
+    mean, std = (
+        # Filled on the device: a copy to it would wait for all that it has been given to do.
+        torch.stack([torch.full((1, 1), value, device=pixels.device) for value in values]) * 255
+        for values in (preprocessing.mean, preprocessing.std)
+    )
     return (pixels.float() - mean) / std
 
 

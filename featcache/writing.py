@@ -15,15 +15,21 @@ A process that is killed leaves partial and journal, and the next
 :class:`CacheWriter` with equal arguments goes on from them. The target appears
 at the end, whole, by a rename. To give a run up, delete the three files.
 
+Several processes may write one cache together, each its :class:`~featcache.shares.Share`
+of the blocks in a partial, a journal and a lock of its own. They need not run at the same
+time nor know of each other: whoever finds that all is there and nobody at work copies
+the blocks together. ``x.h5.gate`` is held for the moments of beginning and finishing.
+
 Needs POSIX (record locks, positioned writes).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,10 +39,13 @@ import numpy as np
 from featcache import layout, partial
 from featcache.atomic import clear_leftovers
 from featcache.contents import CacheContents, plain
+from featcache.disk import sync
 from featcache.errors import InputError
-from featcache.journal import Journal, Lock, difference
+from featcache.journal import Block, Journal, difference
+from featcache.shares import Share, shares_of
+from featcache.team import Team
 
-__all__ = ["CacheContents", "CacheWriter", "default_block_rows"]
+__all__ = ["CacheContents", "CacheWriter", "default_block_rows", "recorded_run"]
 
 _BLOCK_BYTES = 2**24
 
@@ -44,6 +53,15 @@ _BLOCK_BYTES = 2**24
 def default_block_rows(views: int, dim: int) -> int:
     """Rows that make a block of 16 MiB: few enough fsyncs, little to do again after a kill."""
     return max(1, _BLOCK_BYTES // (views * dim * layout.FEATURE_DTYPE.itemsize))
+
+
+def recorded_run(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fingerprint with which an unfinished run at `path` was begun; empty if there is none."""
+    target = Path(path)
+    if target.parent.is_dir():
+        for _, journal in Team(target, Share()).journals(shares_of(target)):
+            return dict(journal.fingerprint.get("run", {}))
+    return {}
 
 
 class CacheWriter:
@@ -66,6 +84,13 @@ class CacheWriter:
         up a run that was begun with other settings.
     resume : bool
         False: begin anew whatever is there, and leave nothing behind on an exception.
+    share : Share
+        Of several processes that write the cache together: the blocks of this one.
+
+    Attributes
+    ----------
+    finished : bool
+        Whether the target is there; after :meth:`finish` False if others are still at work.
 
     Raises
     ------
@@ -89,6 +114,7 @@ class CacheWriter:
         block_rows: int | None = None,
         overwrite: bool = False,
         resume: bool = True,
+        share: Share = Share(),  # noqa: B008 - immutable
     ) -> None:
         self.path = Path(path)
         self.contents = contents.checked()
@@ -100,56 +126,94 @@ class CacheWriter:
             raise InputError(f"{self.path}: is a folder; name a file, such as NAME.h5")
         settled = self.contents.fingerprint() | {"block_rows": self.block_rows}
         self._fingerprint = plain({"run": dict(fingerprint), "contents": settled})
+        self.finished = False
         self._resume = resume
+        self._share = share
+        self._grid = share.grid(len(self.contents.ids), self.block_rows)
         self._partial: partial.Partial | None = None
-        self._journal: Journal | None = None
+        self._elsewhere: dict[int, int] = {}  # blocks of ours that other processes have made
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = Lock(partial.beside(self.path, ".lock"), self.path)
+        self._team = Team(self.path, share)
+        with self._team.gate():
+            self._lock = self._team.lock(self._team.own)
+            with self._closed_on_error():
+                journal = self._begin(overwrite)
+        with self._closed_on_error():
+            self._go_on(journal)
+
+    @contextlib.contextmanager
+    def _closed_on_error(self) -> Iterator[None]:
         try:
-            self._open(overwrite)
+            yield
         except BaseException:
             self.close()
             raise
 
-    def _open(self, overwrite: bool) -> None:
-        journal_path = partial.beside(self.path, ".journal")
+    def _begin(self, overwrite: bool) -> Journal | None:
+        """Agree with all others on what is written; our own journal if it can be gone on with."""
+        own, journal_path = self._team.own, self._team.own.beside(self.path, ".journal")
         clear_leftovers(journal_path)
-        if self._resume and journal_path.exists():
-            self._journal = Journal(journal_path)
-            if self._was_renamed(self._journal):
-                return  # the last run was killed before its last step; finish() takes that
+        if self._resume and self._was_renamed():
+            return None  # the last run was killed before its last step; finish() takes that
         if self.path.exists() and not overwrite:
+            if self._share.world > 1 and self._is_outcome():
+                self.finished = True  # the others were quick
+                return None
             raise InputError(
                 f"{self.path}: exists already; pass --overwrite (overwrite=True) to replace it, "
                 "or choose another --out"
             )
-        journal = self._journal
-        if journal is not None and journal.skeletons:
-            if journal.fingerprint == self._fingerprint:
-                self._partial = partial.resume(self.path, self.contents, self.block_rows, journal)
-                return
-            if not overwrite:
-                raise InputError(
-                    f"{partial.beside(self.path, '.partial')}: was begun with other settings; "
-                    "pass --overwrite (overwrite=True) to give it up, or choose another --out\n"
-                    + difference(journal.fingerprint, self._fingerprint)
-                )
-        if journal is not None:
-            journal.close()
-        self._partial = partial.begin(self.path, self.contents, self.block_rows, self._fingerprint)
+        self._agree(overwrite)
+        if journal_path.exists():
+            return Journal(journal_path)
+        if self._grid.rows:
+            self._partial = partial.begin(
+                self.path, self.contents, self.block_rows, self._fingerprint, own
+            )
+        return None
 
-    def _was_renamed(self, journal: Journal) -> bool:
+    def _agree(self, overwrite: bool) -> None:
+        """Refuse, or give up, what was begun with other settings."""
+        for share, journal in self._team.journals(shares_of(self.path)):
+            if self._resume and journal.skeletons:
+                if journal.fingerprint == self._fingerprint:
+                    continue
+                if not overwrite:
+                    raise InputError(
+                        f"{share.beside(self.path, '.partial')}: was begun with other settings; "
+                        "pass --overwrite (overwrite=True) to give it up, or choose another "
+                        "--out\n" + difference(journal.fingerprint, self._fingerprint)
+                    )
+            self._team.give_up(share)
+
+    def _go_on(self, journal: Journal | None) -> None:
+        """Hash what is there already, which takes a while: not at the gate."""
+        if journal is not None:
+            self._partial = partial.resume(
+                self.path, self.contents, self.block_rows, journal, self._share
+            )
+        if self._partial is None:
+            return
+        for share, other in self._team.journals(self._team.others()):
+            path = share.beside(self.path, ".partial")
+            self._elsewhere |= partial.sound_blocks(path, self.contents, other, self._grid)
+
+    def _was_renamed(self) -> bool:
         """Whether the target is the outcome of just this run."""
-        if partial.beside(self.path, ".partial").exists():
+        if Share().beside(self.path, ".partial").exists() or not self._is_outcome():
             return False
-        if journal.fingerprint != self._fingerprint:
-            return False
+        blocks = layout.read(self.path).blocks()
+        for _, journal in self._team.journals([Share()]):
+            if journal.fingerprint == self._fingerprint:
+                return [(block.start, block.sha256) for block in journal.sorted_blocks()] == blocks
+        return False
+
+    def _is_outcome(self) -> bool:
+        """Whether the target was made with these settings."""
         try:
-            done = layout.read(self.path)
+            return layout.read(self.path).provenance.get("fingerprint") == self._digest()
         except InputError:
             return False
-        blocks = [(block.start, block.sha256) for block in journal.sorted_blocks()]
-        return done.blocks() == blocks and done.provenance.get("fingerprint") == self._digest()
 
     def _digest(self) -> str:
         text = json.dumps(self._fingerprint, sort_keys=True)
@@ -161,8 +225,30 @@ class CacheWriter:
         return [] if self._partial is None else self._partial.messages
 
     def pending(self) -> list[tuple[int, int]]:
-        """Blocks (start, stop) that are not durable yet, in order."""
-        return [] if self._partial is None else self._partial.pending()
+        """Blocks (start, stop) of ours that are not durable yet, in order."""
+        if self._partial is None:
+            return []
+        return [
+            (start, stop)
+            for start, stop in self._partial.pending()
+            if start in self._grid.mine and start not in self._elsewhere
+        ]
+
+    def rows_done(self) -> int:
+        """Rows that are durable, whoever has made them."""
+        own = {} if self._partial is None else self._partial.journal.blocks
+        return self.rows_elsewhere() + sum(block.stop - block.start for block in own.values())
+
+    def rows_elsewhere(self) -> int:
+        """Rows that are durable in the files of other processes alone."""
+        own = {} if self._partial is None else self._partial.journal.blocks
+        done = {
+            block.start: block.stop
+            for _, journal in self._team.journals(self._team.others())
+            for block in journal.blocks.values()
+            if block.start not in own
+        }
+        return sum(stop - start for start, stop in done.items())
 
     def write(self, start: int, features: np.ndarray, reasons: Sequence[str | None]) -> None:
         """Write a block; once this returns it survives anything.
@@ -182,9 +268,9 @@ class CacheWriter:
             If a feature is not a finite float16 (names id, view and dimension) or
             the disk is full.
         """
-        if self._partial is None or not self._partial.is_pending(start):
+        if self._partial is None or (start, self._grid.stop_of.get(start)) not in self.pending():
             raise ValueError(f"{self.path}: row {start} begins no pending block; see pending()")
-        stop = self._partial.stop_of[start]
+        stop = self._grid.stop_of[start]
         rows = self._rounded(start, stop, np.asarray(features), reasons)
         bad = tuple((start + i, why) for i, why in enumerate(reasons) if why is not None)
         self._partial.store(start, rows, bad)
@@ -212,13 +298,27 @@ class CacheWriter:
             )
         return rows
 
-    def finish(self, provenance_update: Mapping[str, Any] | None = None) -> Path:
+    def take(self, path: Path, journal: Journal) -> None:
+        """Copy the sound blocks of a partial file from elsewhere that are not here yet."""
+        if self._partial is not None:
+            self._partial.take(path, journal)
+
+    def finish(
+        self,
+        provenance_update: Mapping[str, Any] | None = None,
+        wait: Callable[[], bool] = lambda: False,
+    ) -> Path:
         """Hash every block once more, complete the file and move it to the target.
+
+        As long as other processes are at work on their shares this one goes, and the last
+        one does that; `finished` says whether the target is there.
 
         Parameters
         ----------
         provenance_update : dict, optional
             Added to the provenance of `contents`: what is known only now.
+        wait : function
+            Asked again and again while others are at work; True: stay. It should sleep.
 
         Returns
         -------
@@ -236,32 +336,70 @@ class CacheWriter:
                 f"{self.path}: {len(pending)} blocks are not written yet, the first at row "
                 f"{pending[0][0]}"
             )
-        if self._partial is not None:
-            bad = self._partial.drop_bad_blocks()
-            if bad:
-                raise InputError(
-                    f"{self._partial.path}: {len(bad)} blocks, the first at row {bad[0].start}, "
-                    "are not what was written; check the disk and run the same command again"
-                )
-            self._partial.complete(self.path, self._provenance(provenance_update or {}))
-            self._journal = self._partial.journal
-        if self._journal is not None:
-            self._journal.remove()
-        self._lock.release()
+        leave = False
+        while not self.finished:
+            with contextlib.ExitStack() as held:
+                with self._team.gate():
+                    alone = self._team.lock_others(held)
+                    if alone:
+                        self.finished = self._complete(provenance_update or {})
+                    if not self.finished and (alone or leave):
+                        # At the gate, or two who leave at once would rely on each other.
+                        self.close()
+                        break
+                if self.finished:
+                    Share().beside(self.path, ".journal").unlink(missing_ok=True)
+                    sync(self.path.parent)
+            leave = not self.finished and not wait()
+        self.close()
         return self.path
 
-    def _provenance(self, update: Mapping[str, Any]) -> dict[str, Any]:
-        known = {**self.contents.provenance, **update, "fingerprint": self._digest()}
-        if self.contents.labels is not None:
-            known["unlisted"] = self.contents.labels.unlisted
-        return known
+    def _complete(self, update: Mapping[str, Any]) -> bool:
+        """Put everything together, if everything is there; nobody else is at work."""
+        if not self._was_renamed():
+            if self.rows_done() < len(self.contents.ids):
+                return False
+            with contextlib.ExitStack() as opened:
+                main = self._main(opened)
+                bad = main.drop_bad_blocks() + self._gather(main)
+                if bad:
+                    raise InputError(
+                        f"{main.path}: {len(bad)} blocks, the first at row {bad[0].start}, "
+                        "are not what was written; check the disk and run the same command again"
+                    )
+                main.complete(
+                    self.path, self.contents.recorded({**update, "fingerprint": self._digest()})
+                )
+        for share in shares_of(self.path):
+            if share.rank:
+                share.discard(self.path)
+        return True
+
+    def _main(self, opened: contextlib.ExitStack) -> partial.Partial:
+        """The file that has room for all rows."""
+        if self._team.own == Share() and self._partial is not None:
+            return self._partial
+        journal_path = Share().beside(self.path, ".journal")
+        arguments = self.path, self.contents, self.block_rows
+        if journal_path.exists():
+            main = partial.resume(*arguments, Journal(journal_path), Share())
+        else:
+            main = partial.begin(*arguments, self._fingerprint, Share())
+        opened.callback(main.close)
+        return main
+
+    def _gather(self, main: partial.Partial) -> list[Block]:
+        """Copy the blocks of the other processes; those whose bytes are wrong are returned."""
+        bad = []
+        for share, journal in self._team.journals(shares_of(self.path)):
+            if share.rank:
+                bad += main.take(share.beside(self.path, ".partial"), journal)
+        return bad
 
     def close(self) -> None:
         """Let go of all files; what is done stays for the next run."""
         if self._partial is not None:
             self._partial.close()
-        if self._journal is not None:
-            self._journal.close()
         self._lock.release()
 
     def __enter__(self) -> CacheWriter:
@@ -273,6 +411,6 @@ class CacheWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is not None and not self._resume:
-            partial.discard(self.path)
+        if kind is not None and not self._resume and not self.finished:
+            self._share.discard(self.path)
         self.close()

@@ -559,8 +559,32 @@ def test_other_settings_are_refused(
     assert_refused(begun(ids=str(tmp_path / "ids.txt")), "ids")
     shutil.copytree(data / "images", tmp_path / "images")
     tiny.draw([], np.random.default_rng(3)).save(tmp_path / "images" / "i004.png")
-    assert_refused(begun(images=str(tmp_path / "images")), "file_sizes")
+    assert_refused(begun(images=str(tmp_path / "images")), "file_sizes", " bytes ")
+    assert_refused(begun(hash_images=True), "file_contents", "(absent)")
     assert_same_cache(extracted(**begun()), unbroken)
+
+
+def test_hashed_images_are_told_apart_where_sizes_are_not(
+    settings: Settings,
+    data: Path,
+    unbroken: FeatureCache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(data / "images", images)
+    options = settings(images=str(images), hash_images=True)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(Interrupted):
+            extract(ExtractionConfig(**options))
+    first = (images / "i000.png").read_bytes()
+    other = bytearray(first)
+    other[-20] ^= 1
+    (images / "i000.png").write_bytes(other)
+    assert_refused(options, "run.file_contents")
+    (images / "i000.png").write_bytes(first)
+    assert extracted(**options).features.tobytes() == unbroken.features.tobytes()
 
 
 def test_other_weights_are_refused(begun: Settings, run: Path, tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("extract", ["--" + f.name.replace("_", "-") for f in fields(ExtractionConfig)]),
         ("info", ["CACHE.h5"]),
         ("verify", ["CACHE.h5", "status 1"]),
+        ("merge", ["PART.h5", "--out", "--mixed", "--overwrite"]),
     ],
 )
 def test_help_names_every_option(
@@ -100,7 +101,7 @@ def test_help_names_every_option(
 
 def test_help_of_the_whole_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for flag, words in [
-        ("--help", ["train", "import", "extract", "info", "verify", "examples:"]),
+        ("--help", ["train", "import", "extract", "info", "verify", "merge", "examples:"]),
         ("--version", [featcache.__version__]),
     ]:
         with pytest.raises(SystemExit) as end:

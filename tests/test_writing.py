@@ -858,8 +858,8 @@ def dies_while_finishing():
     worker.run(first)
 assert worker.in_child(dies_while_finishing) == -signal.SIGKILL
 create = layout.create
-def create_otherwise(path, contents):
-    return create(path, replace(contents, classes=["c" * 999]))
+def create_otherwise(path, contents, rows):
+    return create(path, replace(contents, classes=["c" * 999]), rows)
 for how in (create, create_otherwise):
     layout.create = how
     k = 1

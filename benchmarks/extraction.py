@@ -1,0 +1,289 @@
+"""How close does extraction come to what decoding and the network can do, and what does it cost?
+
+Pictures are drawn, coded as JPEG and decoded again; networks have random weights, which cost
+what trained ones do. On a CPU decoding and the forward pass share the cores: with rates a
+and b alone, both together cannot beat 1 / (1/a + 1/b). On a GPU they do not share, and the
+peer is the network alone on inputs that lie on the device already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+
+from benchmarks.measure import own_process, peak_memory, report, take_turns
+from featcache.batches import ViewImages, loader, row_batches
+from featcache.embedding import Embedder
+from featcache.extraction import extract
+from featcache.images import find_images
+from featcache.networks import NetworkSpec, autocast, resolve_preprocessing
+from featcache.runs import CLASSES, CONFIG, FORMAT, WEIGHTS, save_weights, write_rows, write_text
+from featcache.settings import ExtractionConfig
+from featcache.views import Recipe
+from featcache.writing import CacheWriter
+
+LARGE = ("pnasnet5large", "nasnetalarge", "senet154")
+SMALL = ("resnet152", "resnet101", "densenet121")
+CLASSES_OF_ALL = 100
+
+
+def make_run(folder: Path, arch: str, size: int) -> Path:
+    """The folder of a network with random weights."""
+    torch.manual_seed(0)
+    spec = NetworkSpec(arch, CLASSES_OF_ALL)
+    network = spec.build()
+    folder.mkdir(parents=True)
+    config = {
+        "format": FORMAT,
+        "network": asdict(spec),
+        "preprocessing": asdict(resolve_preprocessing(network, size)),
+    }
+    write_text(folder / CONFIG, json.dumps(config))
+    names = [(f"c{k}", f"class {k}") for k in range(CLASSES_OF_ALL)]
+    write_rows(folder / CLASSES, [("label_code", "description"), *names])
+    save_weights(folder / WEIGHTS, network)
+    return folder
+
+
+def make_images(folder: Path, n: int, shape: tuple[int, int], different: int = 64) -> Path:
+    """`n` JPEG files; beyond `different` ones they are links to the first."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for k in range(n):
+        path = folder / f"i{k:07d}.jpg"
+        if k >= different:
+            os.link(folder / f"i{k % different:07d}.jpg", path)
+            continue
+        coarse = rng.integers(0, 256, (shape[1] // 16 + 1, shape[0] // 16 + 1, 3), dtype=np.uint8)
+        smooth = Image.fromarray(coarse).resize(shape, Image.Resampling.BICUBIC)
+        noise = rng.integers(-12, 13, (shape[1], shape[0], 3))
+        pixels = (np.asarray(smooth).astype(np.int64) + noise).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).filter(ImageFilter.SMOOTH).save(path, quality=90)
+    return folder
+
+
+@dataclass
+class Bench:
+    """An extraction, and its parts alone."""
+
+    config: ExtractionConfig
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.embedder = Embedder.load(self.config)
+        self.images = find_images(self.config.images)
+        recipe = Recipe(self.config.views, 0, 1, self.embedder.run.preprocessing)
+        self.views = ViewImages(self.images, recipe)
+        self.order = row_batches([(0, len(self.images))], self.config.batch_size)
+
+    def decode(self) -> None:
+        """Decode and render, by the same number of workers."""
+        for _ in loader(self.views, self.order, self.config.workers, torch.device("cpu")):
+            pass
+
+    def forward(self) -> None:
+        """The network on as many images that need not be decoded, a block at a time."""
+        size = self.embedder.run.preprocessing.image_size
+        shape = (self.config.batch_size, 1, 3, size, size)
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8).to(self.device)
+        waiting = [self.embedder(pixels[: len(rows)]) for rows in self.order]
+        for features in waiting:
+            features.numpy()
+
+    @torch.inference_mode()
+    def network_alone(self) -> None:
+        """As timm's benchmark of inference has it: one synthetic input that stays on the device."""
+        size = self.embedder.run.preprocessing.image_size
+        spec, network = self.embedder.run.network, self.embedder.network
+        images = torch.randn(self.config.batch_size, 3, size, size, device=self.device)
+        images = images.contiguous(memory_format=spec.memory_format)
+        for _ in self.order:
+            with autocast(self.embedder.precision, self.device):
+                network(images)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def whole(self) -> None:
+        """All of it."""
+        with quiet():
+            extract(self.config)
+
+    def without_writer(self) -> None:
+        """All but the writing of features."""
+        with quiet(), discarding():
+            extract(self.config)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what extraction prints."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+def discarding() -> ExitStack:
+    """Writers take features and drop them."""
+    stack = ExitStack()
+    stack.enter_context(mock.patch.object(CacheWriter, "write", return_value=None))
+    stack.enter_context(mock.patch.object(CacheWriter, "finish", lambda self, *rest: self.path))
+    return stack
+
+
+def config_of(root: Path, arch: str, device: str, **changes: Any) -> ExtractionConfig:
+    """An extraction of the images below `root` by a network with random weights."""
+    options: dict[str, Any] = {
+        "run": str(root / arch),
+        "images": str(root / "images"),
+        "out": str(root / f"{arch}.h5"),
+        "device": device,
+        "overwrite": True,
+    }
+    return ExtractionConfig(**options | changes)
+
+
+def on_cpu(root: Path, arch: str, size: int, repeats: int, **changes: Any) -> list[dict[str, Any]]:
+    """Both alone, both together, and together without writing."""
+    make_run(root / arch, arch, size)
+    config = config_of(root, arch, "cpu", **changes)
+    bench = Bench(config, torch.device("cpu"))
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    contestants = {
+        "decode + render alone": bench.decode,
+        "forward alone": bench.forward,
+        "extraction": bench.whole,
+        "extraction, features discarded": bench.without_writer,
+    }
+    times = take_turns(contestants, repeats)
+    n = len(bench.images)
+    a, b, both, discarded = (n / timing.median for timing in times.values())
+    bound = 1 / (1 / a + 1 / b)
+    ratios = {
+        "decode + render alone": ("", ""),
+        "forward alone": ("", ""),
+        "extraction": (both / bound, ">= 0.95"),
+        "extraction, features discarded": (discarded / both - 1, "cost of writing <= 0.02"),
+    }
+    return [
+        {
+            "question": f"{arch} at {size} px, CPU, {config.workers} workers, "
+            f"{torch.get_num_threads()} threads",
+            "what": name,
+            "images a second": n / timing.median,
+            "seconds": timing.spread,
+            "ratio": ratios[name][0],
+            "target": ratios[name][1],
+        }
+        for name, timing in times.items()
+    ]
+
+
+def memory(n: int) -> int:
+    """Peak bytes of a process that extracts `n` small images, and of its largest worker."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        make_run(root / "test_resnet", "test_resnet", 32)
+        make_images(root / "images", n, (40, 32))
+        with quiet():
+            extract(config_of(root, "test_resnet", "cpu", threads=1, workers=1, batch_size=64))
+    worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return peak_memory() + worker
+
+
+def memory_rows(sizes: Sequence[int]) -> list[dict[str, Any]]:
+    """Peak memory of extractions of different length, each in a fresh process."""
+    peaks = [int(own_process("benchmarks.extraction", "--memory", str(n))) / 1e6 for n in sizes]
+    return [
+        {
+            "question": "peak memory of process and worker",
+            "what": f"{n:,} images",
+            "MB": peak,
+            "ratio": peak - peaks[0] if n > sizes[0] else "",
+            "target": "< 100 MB more" if n > sizes[0] else "",
+        }
+        for n, peak in zip(sizes, peaks, strict=True)
+    ]
+
+
+def on_gpu(root: Path, arch: str, repeats: int, **changes: Any) -> list[dict[str, Any]]:
+    """From JPEG files, against the network alone on inputs that lie on the device."""
+    make_run(root / arch, arch, 224)
+    config = config_of(root, arch, "cuda", **changes)
+    bench = Bench(config, torch.device("cuda"))
+    bench.network_alone()  # kernels are chosen and loaded
+    contestants = {
+        f"{config.workers} workers, decode + render alone": bench.decode,
+        "timm's way: synthetic input": bench.network_alone,
+        "extraction": bench.whole,
+        "extraction, features discarded": bench.without_writer,
+    }
+    times = take_turns(contestants, repeats)
+    n = len(bench.images)
+    a, b, both, discarded = (n / timing.median for timing in times.values())
+    target = ">= 0.9 of timm's way" if arch in LARGE else f"host decodes {a:,.0f}/s"
+    ratios = ["", "", both / b, discarded / both - 1]
+    targets = ["", "", target, "cost of writing <= 0.02"]
+    return [
+        {
+            "question": f"{arch} at 224 px, {torch.cuda.get_device_name()}, "
+            f"{bench.embedder.precision}",
+            "what": name,
+            "images a second": n / timing.median,
+            "seconds": timing.spread,
+            "ratio": ratio,
+            "target": target,
+        }
+        for (name, timing), ratio, target in zip(times.items(), ratios, targets, strict=True)
+    ]
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a minute or two, with more noise")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto: both, if both there")
+    parser.add_argument("--images", type=int, default=0, help="pictures on a CPU")
+    parser.add_argument("--memory", type=int, default=0, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory:
+        print(memory(arguments.memory))
+        return
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        if arguments.device in ("auto", "cpu"):
+            n = arguments.images or (192 if arguments.quick else 1024)
+            make_images(root / "images", n, (640, 480))
+            cores = len(os.sched_getaffinity(0))
+            for workers in (cores, 0):
+                here = root / str(workers)
+                here.mkdir()
+                (here / "images").symlink_to(root / "images")
+                repeats = 1 if arguments.quick else 3
+                rows += on_cpu(here, "resnet18", 224, repeats, workers=workers, threads=cores)
+            rows += memory_rows((500, 2_000) if arguments.quick else (10_000, 100_000))
+        if torch.cuda.is_available() and arguments.device in ("auto", "cuda"):
+            here = root / "gpu"
+            make_images(here / "images", 2_048 if arguments.quick else 16_384, (640, 480))
+            for arch in (*LARGE, *SMALL):
+                workers = max(1, len(os.sched_getaffinity(0)) - 1)
+                rows += on_gpu(here, arch, 3, workers=workers, batch_size=256)
+        else:
+            print("skipped: the part on a GPU, since torch sees none or --device is cpu")
+    report("extraction", rows, "Extraction against its parts")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Image sets are told apart by what they are, in order, and by nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from featcache import imagefacts
+from featcache.imagefacts import file_contents, file_sizes
+from featcache.images import ImageSet, find_images
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> ImageSet:
+    for name, data in (("a", b"1"), ("b", b"22"), ("c", b"333"), ("d", b"")):
+        (tmp_path / f"{name}.jpg").write_bytes(data)
+    return find_images(tmp_path)
+
+
+def test_sizes_say_how_much_there_is(images: ImageSet) -> None:
+    assert file_sizes(images).startswith("4 files of 6 bytes ")
+    images.path(1).unlink()
+    assert file_sizes(images).startswith("3 files of 4 bytes ")
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 256])
+def test_contents_are_ids_and_bytes_in_order(
+    images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    monkeypatch.setattr(imagefacts, "_AHEAD", ahead)
+    before = file_contents(images, 2)
+    assert len({before, *(file_contents(images, threads) for threads in (0, 1, 4))}) == 1
+    swapped = ImageSet(images.directory, images.ids, images.files[[1, 0, 2, 3]])
+    reordered = ImageSet(images.directory, images.ids[::-1], images.files[::-1])
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for row in range(4):
+        shutil.copy(images.path(row), moved)
+    assert file_contents(find_images(moved), 2) == before
+    found = {before, file_contents(swapped, 2), file_contents(reordered, 2)}
+    images.path(2).write_bytes(b"334")
+    found.add(file_contents(images, 2))
+    images.path(2).unlink()
+    found.add(file_contents(images, 2))
+    assert len(found) == 5
+
+
+def test_large_files_count_to_their_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    found = set()
+    for data in (bytes(3 * 2**20), bytes(3 * 2**20 - 1), bytes(3 * 2**20 - 1) + b"x"):
+        path.write_bytes(data)
+        found.add(file_contents(find_images(tmp_path), 1))
+    assert len(found) == 3
