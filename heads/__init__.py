@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from heads.blending import Blend
-    from heads.decisions import GlobalThreshold
+    from heads.decisions import ExpectedFBeta, GlobalThreshold
     from heads.domains import TwoDomainCV
     from heads.folds import MultilabelGroupKFold
     from heads.logistic import DropoutLogistic, DropoutLogisticCV
@@ -21,6 +21,7 @@ _HOMES = {
     "DropoutLogisticCV": "logistic",
     "DropoutRidge": "ridge",
     "DropoutRidgeCV": "ridge",
+    "ExpectedFBeta": "decisions",
     "GlobalThreshold": "decisions",
     "MultilabelGroupKFold": "folds",
     "TwoDomainCV": "domains",
@@ -35,6 +36,7 @@ __all__ = [
     "DropoutLogisticCV",
     "DropoutRidge",
     "DropoutRidgeCV",
+    "ExpectedFBeta",
     "GlobalThreshold",
     "MultilabelGroupKFold",
     "TwoDomainCV",

@@ -45,7 +45,9 @@ _BLOCK = 1 << 24  # scores that are compared at once
 
 
 @dataclass(frozen=True)
-class _Limits:
+class Limits:
+    """Least and greatest number of labels of an image."""
+
     min_labels: int = 0
     max_labels: int | None = None
 
@@ -87,7 +89,7 @@ def apply_threshold(
     """
     P = check_scores(P)
     n, K = P.shape
-    lower, upper = _Limits(min_labels, max_labels).within(K)
+    lower, upper = Limits(min_labels, max_labels).within(K)
     # Of one dimension: a scalar would be rounded to the dtype of P by numpy 1.
     cut = np.array([threshold], dtype=np.float64)
     step = max(1, _BLOCK // max(1, K))
@@ -204,7 +206,7 @@ class _Fall:
     complete: bool  # False: lower scores were left out
 
 
-def _falls(P: np.ndarray, truth: _Truth, limits: _Limits, whole: bool = False) -> Iterator[_Fall]:
+def _falls(P: np.ndarray, truth: _Truth, limits: Limits, whole: bool = False) -> Iterator[_Fall]:
     """Longer and longer beginnings of the fall; the last (only, if `whole`) is complete."""
     n, K = P.shape
     lower, upper = limits.within(K)
@@ -346,7 +348,7 @@ def best_global_threshold(
     O(n K log(n K)).
     """
     P, truth = _truth(P, Y, beta, mask, sample_weight, missed)
-    for fall in _falls(P, truth, _Limits(min_labels, max_labels)):
+    for fall in _falls(P, truth, Limits(min_labels, max_labels)):
         level, mean, end = _means(fall, truth)
         best = int(np.argmax(mean >= mean.max() - _TIE))
         if not fall.complete:
@@ -387,6 +389,6 @@ def threshold_curve(
         Mean F-beta where labels with score >= threshold are taken.
     """
     P, truth = _truth(P, Y, beta, mask, sample_weight, missed)
-    (fall,) = _falls(P, truth, _Limits(min_labels, max_labels), whole=True)
+    (fall,) = _falls(P, truth, Limits(min_labels, max_labels), whole=True)
     level, mean, _ = _means(fall, truth)
     return level, mean

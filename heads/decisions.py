@@ -2,18 +2,71 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 from scipy.sparse import csr_matrix
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from heads.cuts import apply_threshold, best_global_threshold
-from heads.inputs import Matrix, check_scores
+from heads.cuts import Limits, apply_threshold, best_global_threshold
+from heads.expected import expected_fbeta_sets
+from heads.inputs import Matrix, check_beta, check_scores, check_truth
 
-__all__ = ["GlobalThreshold", "best_global_threshold"]
+__all__ = ["Decision", "ExpectedFBeta", "GlobalThreshold", "best_global_threshold"]
 
 
-class GlobalThreshold(BaseEstimator):
+class Decision(BaseEstimator, ABC):
+    """A rule that gives label sets to scores; fitted on *out-of-fold* scores only.
+
+    All rules take the same arguments, so that they can be exchanged.
+    """
+
+    n_features_in_: int
+
+    @abstractmethod
+    def fit(
+        self,
+        P: np.ndarray,
+        Y: Matrix,
+        mask: Matrix | None = None,
+        sample_weight: np.ndarray | None = None,
+        missed: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+    ) -> Decision:
+        """Fit the rule.
+
+        Parameters
+        ----------
+        P : (n, K) array
+            Out-of-fold scores, finite; never altered.
+        Y : (n, K), dense or sparse, {0, 1}
+            True labels; NaN (dense) is unknown.
+        mask : (n, K), optional
+            True where the label is unknown, which then does not count.
+        sample_weight : (n,), optional
+        missed : (n,) counts, optional
+            True labels of each image outside the K classes; they count as misses.
+        groups : (n,), optional
+            Images that folds must keep together, for rules that make folds.
+        """
+
+    @abstractmethod
+    def predict(self, P: np.ndarray) -> csr_matrix:
+        """Label sets of scores P (n, K); bool CSR of the same shape."""
+
+    def _checked(self, P: np.ndarray) -> np.ndarray:
+        check_is_fitted(self, "n_features_in_")
+        P = check_scores(P)
+        if P.shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"P has {P.shape[1]} labels, but {type(self).__name__} was fitted on "
+                f"{self.n_features_in_}"
+            )
+        return P
+
+
+class GlobalThreshold(Decision):
     """One threshold for all labels and images, at the best mean F-beta.
 
     Parameters
@@ -37,7 +90,6 @@ class GlobalThreshold(BaseEstimator):
 
     threshold_: float
     score_: float
-    n_features_in_: int
 
     def __init__(self, beta: float = 2, min_labels: int = 0, max_labels: int | None = None) -> None:
         self.beta = beta
@@ -51,8 +103,12 @@ class GlobalThreshold(BaseEstimator):
         mask: Matrix | None = None,
         sample_weight: np.ndarray | None = None,
         missed: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
     ) -> GlobalThreshold:
-        """Find the threshold; parameters as of :func:`best_global_threshold`."""
+        """Find the threshold; parameters as of :func:`best_global_threshold`.
+
+        `groups` make no difference.
+        """
         self.threshold_, self.score_ = best_global_threshold(
             P, Y, self.beta, mask, sample_weight, missed, self.min_labels, self.max_labels
         )
@@ -61,10 +117,81 @@ class GlobalThreshold(BaseEstimator):
 
     def predict(self, P: np.ndarray) -> csr_matrix:
         """Label sets of scores P (n, K); bool CSR of the same shape."""
-        check_is_fitted(self, "threshold_")
-        P = check_scores(P)
-        if P.shape[1] != self.n_features_in_:
-            raise ValueError(
-                f"P has {P.shape[1]} labels, but the threshold was fitted on {self.n_features_in_}"
-            )
+        P = self._checked(P)
         return apply_threshold(P, self.threshold_, self.min_labels, self.max_labels)
+
+
+class ExpectedFBeta(Decision):
+    """The label set of the highest expected F-beta of each image.
+
+    Probabilities must be calibrated (see :class:`heads.PlattCalibration`): from overconfident
+    ones a tuned threshold is better. The labels of an image count as
+    independent given its probabilities. Nothing is learnt from data.
+
+    Parameters
+    ----------
+    beta : float
+        Recall counts beta times as much as precision; any number > 0.
+    min_labels : int
+        Each image gets at least that many labels (1: never none).
+    max_labels : int, optional
+        Each image gets at most that many labels.
+    tail_tol : float, optional
+        By how much an expected F-beta may be off for the sake of speed; None: only by
+        rounding. Halves the time at 1e-4.
+
+    Attributes
+    ----------
+    expected_ : (n,) array
+        Expected F-beta of each image that was predicted last: what the probabilities promise.
+    bound_ : float
+        `expected_`, and the same of any other label set, is off by at most this.
+    n_features_in_ : int
+        Number of labels K.
+
+    See Also
+    --------
+    heads.expected : formulas, proofs and source.
+    """
+
+    expected_: np.ndarray
+    bound_: float
+
+    def __init__(
+        self,
+        beta: float = 2,
+        min_labels: int = 0,
+        max_labels: int | None = None,
+        tail_tol: float | None = None,
+    ) -> None:
+        self.beta = beta
+        self.min_labels = min_labels
+        self.max_labels = max_labels
+        self.tail_tol = tail_tol
+
+    def fit(
+        self,
+        P: np.ndarray,
+        Y: Matrix | None = None,
+        mask: Matrix | None = None,
+        sample_weight: np.ndarray | None = None,
+        missed: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+    ) -> ExpectedFBeta:
+        """Check the arguments and note the number of labels; there is nothing to learn."""
+        P = check_scores(P)
+        check_beta(self.beta)
+        Limits(self.min_labels, self.max_labels)
+        if Y is not None:
+            check_truth(Y, mask, P.shape)
+        self.n_features_in_ = P.shape[1]
+        return self
+
+    def predict(self, P: np.ndarray) -> csr_matrix:
+        """Label sets of probabilities P (n, K); bool CSR. Sets ``expected_`` and ``bound_``."""
+        found = expected_fbeta_sets(
+            self._checked(P), self.beta, self.min_labels, self.max_labels, self.tail_tol
+        )
+        self.expected_ = found.expected
+        self.bound_ = float(found.bound.max(initial=0))
+        return found.sets

@@ -13,6 +13,8 @@ from scipy.sparse import csr_matrix, issparse
 
 Matrix: TypeAlias = "np.ndarray | csr_matrix"
 
+_BLOCK = 1 << 22  # scores that are looked at at once
+
 
 def check_scores(P: np.ndarray, name: str = "P") -> np.ndarray:
     """P as a dense, finite, floating (n, K) array; never copied if it is one already.
@@ -29,11 +31,32 @@ def check_scores(P: np.ndarray, name: str = "P") -> np.ndarray:
         P = P.astype(np.float64)
     if P.ndim != 2:
         raise ValueError(f"{name} has shape {P.shape}; expected (n, K)")
-    finite = np.isfinite(P)
-    if not finite.all():
-        row, label = np.argwhere(~finite)[0]
+    step = max(1, _BLOCK // max(1, P.shape[1]))
+    for start in range(0, len(P), step):
+        finite = np.isfinite(P[start : start + step])
+        if not finite.all():
+            row, label = np.argwhere(~finite)[0]
+            row += start
+            raise ValueError(
+                f"{name} is {P[row, label]} at row {row}, label {label}; scores must be finite"
+            )
+    return P
+
+
+def check_probabilities(P: np.ndarray, name: str = "P") -> np.ndarray:
+    """:func:`check_scores` of scores that must be in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        Naming row and label of the first score that is not.
+    """
+    P = check_scores(P, name)
+    if P.size and not 0 <= P.min() <= P.max() <= 1:
+        row, label = np.argwhere((P < 0) | (P > 1))[0]
         raise ValueError(
-            f"{name} is {P[row, label]} at row {row}, label {label}; scores must be finite"
+            f"{name} is {P[row, label]} at row {row}, label {label}; "
+            "expected probabilities in [0, 1]"
         )
     return P
 
