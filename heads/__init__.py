@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from heads.blending import Blend
-    from heads.decisions import ExpectedFBeta, GlobalThreshold
+    from heads.decisions import ExpectedFBeta, GlobalThreshold, PerClassThreshold
     from heads.domains import TwoDomainCV
     from heads.folds import MultilabelGroupKFold
     from heads.logistic import DropoutLogistic, DropoutLogisticCV
@@ -24,6 +24,7 @@ _HOMES = {
     "ExpectedFBeta": "decisions",
     "GlobalThreshold": "decisions",
     "MultilabelGroupKFold": "folds",
+    "PerClassThreshold": "decisions",
     "TwoDomainCV": "domains",
     "bootstrap_interval": "metrics",
     "fbeta_per_image": "metrics",
@@ -39,6 +40,7 @@ __all__ = [
     "ExpectedFBeta",
     "GlobalThreshold",
     "MultilabelGroupKFold",
+    "PerClassThreshold",
     "TwoDomainCV",
     "bootstrap_interval",
     "fbeta_per_image",

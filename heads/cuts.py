@@ -42,6 +42,7 @@ from heads.metrics import fbeta, weighted_mean
 _TIE = 1e-12  # means that are closer differ by rounding only
 _SAMPLE = 1 << 16  # scores that are looked at to guess tau
 _BLOCK = 1 << 24  # scores that are compared at once
+_TABLE = 1 << 26  # entries that a table may have
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,10 @@ class Limits:
 
 
 def apply_threshold(
-    P: np.ndarray, threshold: float, min_labels: int = 0, max_labels: int | None = None
+    P: np.ndarray,
+    threshold: float | np.ndarray,
+    min_labels: int = 0,
+    max_labels: int | None = None,
 ) -> csr_matrix:
     """Label sets of the rule above.
 
@@ -78,8 +82,9 @@ def apply_threshold(
     ----------
     P : (n, K) array
         Scores, finite.
-    threshold : float
-        Compared in double precision, whatever the dtype of P.
+    threshold : float, or (K,) array of finite ones
+        Compared in double precision, whatever the dtype of P. With one for each label,
+        the highest labels are those that exceed their own threshold most.
     min_labels, max_labels : int
         Least and greatest number of labels of an image (None: any).
 
@@ -91,11 +96,15 @@ def apply_threshold(
     n, K = P.shape
     lower, upper = Limits(min_labels, max_labels).within(K)
     # Of one dimension: a scalar would be rounded to the dtype of P by numpy 1.
-    cut = np.array([threshold], dtype=np.float64)
+    thresholds = np.atleast_1d(np.asarray(threshold, dtype=np.float64))
+    own = len(thresholds) > 1 and (lower > 0 or upper is not None)
+    cut = np.zeros(1) if own else thresholds
     step = max(1, _BLOCK // max(1, K))
     blocks = [csr_matrix((0, K), dtype=bool)]
     for start in range(0, n, step):
         block = P[start : start + step]
+        if own:  # x - t >= 0 holds exactly where x >= t does
+            block = block - thresholds
         rows = np.arange(len(block))[:, None]
         if upper is None:
             chosen = block >= cut
@@ -155,6 +164,15 @@ def _contains(ascending: np.ndarray, values: np.ndarray) -> np.ndarray:
     at = np.searchsorted(ascending, values)
     at[at == len(ascending)] = 0
     return ascending[at] == values if len(ascending) else np.zeros(len(values), dtype=bool)
+
+
+def _members(ascending: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
+    """:func:`_contains` by a table of all entries, where that is not too large."""
+    if size > _TABLE:
+        return _contains(ascending, values)
+    table = np.zeros(size, dtype=bool)
+    table[ascending] = True
+    return table[values]
 
 
 def _entries(matrix: csr_matrix) -> np.ndarray:
@@ -245,13 +263,13 @@ def _fall(
     always, passed = truth.only_known(always), truth.only_known(passed)
     K = max(1, P.shape[1])
     scores = P[np.divmod(passed, K)]
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores)  # equal scores are passed together, in whatever order
     entries = np.concatenate([always, passed[order]])
     at_once = np.full(len(always), np.inf, dtype=P.dtype)
     return _Fall(
         score=np.concatenate([at_once, scores[order]]),
         image=entries // K,
-        right=_contains(truth.positive, entries),
+        right=_members(truth.positive, entries, P.size),
         complete=complete,
     )
 
@@ -267,7 +285,9 @@ def _means(fall: _Fall, truth: _Truth) -> tuple[np.ndarray, np.ndarray, np.ndarr
     end : (C,) array
         How many entries of the fall the cut has passed.
     """
-    order = np.argsort(fall.image, kind="stable")
+    # numpy sorts integers of 16 bits several times as fast.
+    few = len(truth.weights) <= 1 << 16
+    order = np.argsort(fall.image.astype(np.uint16) if few else fall.image, kind="stable")
     image, right = fall.image[order], fall.right[order]
     before = np.searchsorted(image, np.arange(len(truth.weights)))  # entries of earlier images
     total = np.concatenate([[0], np.cumsum(right)])

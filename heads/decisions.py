@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from heads.ascent import Scored, cautious, class_thresholds, held_out_fbeta, shrunk
 from heads.cuts import Limits, apply_threshold, best_global_threshold
 from heads.expected import expected_fbeta_sets
+from heads.folds import check_folds
 from heads.inputs import Matrix, check_beta, check_scores, check_truth
+from heads.metrics import weighted_mean
 
-__all__ = ["Decision", "ExpectedFBeta", "GlobalThreshold", "best_global_threshold"]
+__all__ = [
+    "Decision",
+    "ExpectedFBeta",
+    "GlobalThreshold",
+    "PerClassThreshold",
+    "best_global_threshold",
+]
 
 
 class Decision(BaseEstimator, ABC):
@@ -119,6 +130,103 @@ class GlobalThreshold(Decision):
         """Label sets of scores P (n, K); bool CSR of the same shape."""
         P = self._checked(P)
         return apply_threshold(P, self.threshold_, self.min_labels, self.max_labels)
+
+
+class PerClassThreshold(Decision):
+    """A threshold for each label, shrunk towards the global one.
+
+    Coordinate ascent on the mean F-beta per image gives t_k; label k gets the threshold
+    t + n_k / (n_k + strength) (t_k - t), with t the best global one and n_k its known
+    positives. A label with no positives has t. The strength is chosen by
+    cross-validation, the whole fit repeated in every fold: the largest whose mean is within
+    one standard error of the best one's, the error being that of the difference over
+    images. Infinite strength is the global threshold, so that labels get thresholds of
+    their own only where that is more than chance.
+
+    Parameters
+    ----------
+    beta : float
+        Recall counts beta times as much as precision.
+    min_labels, max_labels : int
+        Least and greatest number of labels of an image (None: any), kept by the margins
+        P - t_k. The ascent itself does not know of them; its strength does.
+    strengths : iterable of float
+        What is compared, >= 0, in positives; infinity is always added.
+    cv : int, splitter or iterable of (train, test)
+    random_state : int
+        Seed of the folds.
+
+    Attributes
+    ----------
+    thresholds_ : (K,) array
+    threshold_ : float
+        The global one.
+    strength_ : float
+    cv_scores_ : dict of arrays
+        "strength", descending, and the "score" of each: held-out mean F-beta.
+    score_ : float
+        Mean F-beta of the rows it was fitted on (so an optimistic figure).
+    n_features_in_ : int
+        Number of labels K.
+    """
+
+    thresholds_: np.ndarray
+    threshold_: float
+    strength_: float
+    cv_scores_: dict[str, np.ndarray]
+    score_: float
+
+    def __init__(
+        self,
+        beta: float = 2,
+        min_labels: int = 0,
+        max_labels: int | None = None,
+        strengths: Iterable[float] = (1.0, 3.0, 10.0, 30.0, 100.0),
+        cv: Any = 5,
+        random_state: int = 0,
+    ) -> None:
+        self.beta = beta
+        self.min_labels = min_labels
+        self.max_labels = max_labels
+        self.strengths = strengths
+        self.cv = cv
+        self.random_state = random_state
+
+    def fit(
+        self,
+        P: np.ndarray,
+        Y: Matrix,
+        mask: Matrix | None = None,
+        sample_weight: np.ndarray | None = None,
+        missed: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+    ) -> PerClassThreshold:
+        """Find the thresholds; parameters as of every decision."""
+        strengths = sorted({float(s) for s in self.strengths} | {np.inf}, reverse=True)
+        if not strengths[-1] >= 0:
+            raise ValueError(f"strengths has {strengths[-1]}; expected numbers >= 0")
+        limits = self.min_labels, self.max_labels
+        Limits(*limits)
+        data = Scored.checked(P, Y, self.beta, mask, sample_weight, missed)
+        folds = check_folds(self.cv, data.P, data.truth, groups, self.random_state)
+        values = held_out_fbeta(data, strengths, folds, *limits)
+        self.strength_ = strengths[cautious(values, data.weight)]
+        self.cv_scores_ = {
+            "strength": np.array(strengths),
+            "score": values @ data.weight / data.weight.sum(),
+        }
+        self.threshold_ = data.global_threshold(*limits)
+        own = class_thresholds(data, self.threshold_)
+        positives = data.weight @ data.truth
+        self.thresholds_ = shrunk(own, self.threshold_, positives, self.strength_)
+        self.n_features_in_ = data.P.shape[1]
+        scores = data.fbeta(apply_threshold(data.P, self.thresholds_, *limits))
+        self.score_ = weighted_mean(scores, data.weight)
+        return self
+
+    def predict(self, P: np.ndarray) -> csr_matrix:
+        """Label sets of scores P (n, K); bool CSR of the same shape."""
+        return apply_threshold(self._checked(P), self.thresholds_, self.min_labels, self.max_labels)
 
 
 class ExpectedFBeta(Decision):

@@ -412,3 +412,17 @@ def test_wrong_arguments_are_named(call, expected):
     P = np.random.default_rng(0).random((4, 3))
     with pytest.raises(ValueError, match=expected):
         call(P, (P > 0.5).astype(float))
+
+
+def test_thresholds_of_their_own_are_compared_label_by_label():
+    P = np.array([[0.5, 0.2, 0.9], [0.6, 0.1, 0.95]], dtype=np.float32)
+    thresholds = np.array([0.55, 0.15, 0.93])
+    assert apply_threshold(P, thresholds).toarray().tolist() == [
+        [False, True, False],
+        [True, False, True],
+    ]
+    # Above their own threshold by 0.05 and 0.02; below it by 0.03, 0.05.
+    most = apply_threshold(P, thresholds, max_labels=1).toarray()
+    assert most.tolist() == [[False, True, False], [True, False, False]]
+    least = apply_threshold(P, thresholds, min_labels=2).toarray()
+    assert least.tolist() == [[False, True, True], [True, False, True]]
