@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from heads.blending import Blend
+    from heads.calibration import PlattCalibration, reliability
     from heads.decisions import ExpectedFBeta, GlobalThreshold, PerClassThreshold
     from heads.domains import TwoDomainCV
     from heads.folds import MultilabelGroupKFold
@@ -25,10 +26,12 @@ _HOMES = {
     "GlobalThreshold": "decisions",
     "MultilabelGroupKFold": "folds",
     "PerClassThreshold": "decisions",
+    "PlattCalibration": "calibration",
     "TwoDomainCV": "domains",
     "bootstrap_interval": "metrics",
     "fbeta_per_image": "metrics",
     "mean_fbeta": "metrics",
+    "reliability": "calibration",
 }
 
 __all__ = [
@@ -41,10 +44,12 @@ __all__ = [
     "GlobalThreshold",
     "MultilabelGroupKFold",
     "PerClassThreshold",
+    "PlattCalibration",
     "TwoDomainCV",
     "bootstrap_interval",
     "fbeta_per_image",
     "mean_fbeta",
+    "reliability",
 ]
 
 

@@ -271,20 +271,3 @@ def held_out_fbeta(
             sets = apply_threshold(held.P, thresholds, min_labels, max_labels)
             row[test] = held.fbeta(sets)
     return values
-
-
-def cautious(values: np.ndarray, weight: np.ndarray) -> int:
-    """First row whose mean is within one standard error of the difference to the best row's.
-
-    Rows are in order of caution. Where differences are chance, this is the first row.
-    """
-    share = weight / weight.sum()
-    means = values @ share
-    best = values[int(means.argmax())]
-    for row, value in enumerate(values):
-        difference = best - value
-        mean = float(share @ difference)
-        error = np.sqrt(np.sum((share * (difference - mean)) ** 2))
-        if mean <= error:
-            return row
-    return int(means.argmax())

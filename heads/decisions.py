@@ -11,12 +11,13 @@ from scipy.sparse import csr_matrix
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from heads.ascent import Scored, cautious, class_thresholds, held_out_fbeta, shrunk
+from heads.ascent import Scored, class_thresholds, held_out_fbeta, shrunk
 from heads.cuts import Limits, apply_threshold, best_global_threshold
 from heads.expected import expected_fbeta_sets
 from heads.folds import check_folds
 from heads.inputs import Matrix, check_beta, check_scores, check_truth
 from heads.metrics import weighted_mean
+from heads.shrinkage import cautious, check_strengths
 
 __all__ = [
     "Decision",
@@ -202,9 +203,7 @@ class PerClassThreshold(Decision):
         groups: np.ndarray | None = None,
     ) -> PerClassThreshold:
         """Find the thresholds; parameters as of every decision."""
-        strengths = sorted({float(s) for s in self.strengths} | {np.inf}, reverse=True)
-        if not strengths[-1] >= 0:
-            raise ValueError(f"strengths has {strengths[-1]}; expected numbers >= 0")
+        strengths = check_strengths(self.strengths)
         limits = self.min_labels, self.max_labels
         Limits(*limits)
         data = Scored.checked(P, Y, self.beta, mask, sample_weight, missed)

@@ -11,9 +11,10 @@ from scipy.special import expit
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from heads.ascent import Scored, cautious, class_thresholds, shrunk
+from heads.ascent import Scored, class_thresholds, shrunk
 from heads.decisions import GlobalThreshold, PerClassThreshold
 from heads.metrics import mean_fbeta
+from heads.shrinkage import cautious
 
 SETTINGS = settings(derandomize=True, deadline=None, database=None, max_examples=120)
 
