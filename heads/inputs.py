@@ -124,16 +124,34 @@ def without(matrix: csr_matrix, unknown: Matrix | None) -> csr_matrix:
 
 
 def check_boolean(matrix: Matrix, name: str) -> Matrix:
-    """A matrix (n, K) as bool: CSR if it is sparse, else an array."""
+    """A matrix (n, K) as bool: CSR if it is sparse, else an array.
+
+    Raises
+    ------
+    ValueError
+        Naming row and label of the first NaN.
+    """
     if issparse(matrix):
-        csr = csr_matrix(matrix, dtype=bool, copy=True)
+        csr = csr_matrix(matrix)
+        if (missing := csr.data != csr.data).any():
+            row, label = (axis[missing.argmax()] for axis in _places(csr))
+            raise ValueError(f"{name} is nan at row {row}, label {label}; expected True or False")
+        csr = csr_matrix(csr, dtype=bool, copy=True)
         csr.sum_duplicates()
         csr.eliminate_zeros()
         return csr
     matrix = np.asarray(matrix)
     if matrix.ndim != 2:
         raise ValueError(f"{name} has shape {matrix.shape}; expected (n, K)")
+    if matrix.dtype.kind == "f" and (missing := np.isnan(matrix)).any():
+        row, label = np.argwhere(missing)[0]
+        raise ValueError(f"{name} is nan at row {row}, label {label}; expected True or False")
     return matrix.astype(bool, copy=False)
+
+
+def _places(csr: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the stored entries, in their order."""
+    return np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr)), csr.indices
 
 
 def _either(missing: np.ndarray, mask: Matrix | None) -> np.ndarray:
