@@ -61,14 +61,15 @@ def drawn(
         too_many = expit(sample + middle).sum(axis=1).mean() > labels
         low, high = (low, middle) if too_many else (middle, high)
     P, rows, columns = np.empty((n, K), dtype), [], []
-    step = max(1, (1 << 24) // K)
+    step = max(1, (1 << 18) // K)  # larger blocks spend their time on pages
     for start in range(0, n, step):
         size = min(step, n - start)
         margin = rng.standard_normal((size, K), np.float32) * 2 + (base + low).astype(np.float32)
-        true = np.nonzero(rng.random((size, K), np.float32) < expit(margin))
+        chance = 1 / (1 + np.exp(-margin))  # in single precision many times as fast as expit
+        true = np.nonzero(rng.random((size, K), np.float32) < chance)
         rows.append(true[0] + start)
         columns.append(true[1])
-        P[start : start + size] = expit(margin + bias.astype(np.float32))
+        P[start : start + size] = 1 / (1 + np.exp(-margin - bias.astype(np.float32)))
     at = np.concatenate(rows), np.concatenate(columns)
     return P, csr_matrix((np.ones(len(at[0])), at), shape=(n, K))
 

@@ -284,6 +284,29 @@ def test_useless_scores_are_sorted_further_down_until_it_is_certain(falls):
     assert threshold == np.inf or threshold < levels[1]
 
 
+@pytest.mark.parametrize("shift", [0, -20, 20])
+def test_half_precision_is_compared_like_any_other(falls, shift):
+    P, Y = wide(2, 4)
+    half = (P + shift).astype(np.float16)
+    assert best_global_threshold(half.astype(np.float64), Y)[1] == pytest.approx(
+        best_global_threshold(half, Y)[1], abs=1e-12
+    )
+    assert [size for size, _ in falls[: len(falls) // 2]] == [
+        size for size, _ in falls[len(falls) // 2 :]
+    ]
+    turned = np.asfortranarray(half)
+    assert best_global_threshold(turned, Y) == best_global_threshold(half, Y)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_half_precision_must_be_finite(bad):
+    P = np.full((4, 3), -65504, dtype=np.float16)
+    best_global_threshold(P, np.zeros((4, 3)))
+    P[2, 1] = bad
+    with pytest.raises(ValueError, match=f"P is {bad} at row 2, label 1"):
+        best_global_threshold(P, np.zeros((4, 3)))
+
+
 def test_scores_with_ties_everywhere_and_a_wide_matrix(falls):
     P, Y = wide(1, 3)
     P = np.round(P * 2) / 2
