@@ -290,7 +290,8 @@ def steps(labelled: Domain, validation: Domain) -> Iterator[tuple[str, Transform
     yield "shift", PriorShift().fit(P, Y).transform, False
     source = PlattCalibration().fit(validation.P, validation.Y).transform
     yield "calibration on validation", source, False
-    rates = np.asarray(validation.Y.mean(axis=0)).ravel()
+    counts = np.asarray(validation.Y.sum(axis=0)).ravel()
+    rates = (counts + 0.5) / (validation.Y.shape[0] + 1)
     shift = PriorShift().fit(source(P), Y, prior=rates)
     yield "the same + shift", lambda p: shift.transform(source(p)), False
     yield "calibration + bias of domain", own.transform, True

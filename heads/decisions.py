@@ -67,15 +67,14 @@ class Decision(BaseEstimator, ABC):
     def predict(self, P: np.ndarray) -> csr_matrix:
         """Label sets of scores P (n, K); bool CSR of the same shape."""
 
-    def _checked(self, P: np.ndarray) -> np.ndarray:
+    def _check_labels(self, P: np.ndarray) -> None:
+        """Refuse scores of another number of labels than those of `fit`."""
         check_is_fitted(self, "n_features_in_")
-        P = check_scores(P)
-        if P.shape[1] != self.n_features_in_:
+        if np.ndim(P) == 2 and np.shape(P)[1] != self.n_features_in_:
             raise ValueError(
-                f"P has {P.shape[1]} labels, but {type(self).__name__} was fitted on "
+                f"P has {np.shape(P)[1]} labels, but {type(self).__name__} was fitted on "
                 f"{self.n_features_in_}"
             )
-        return P
 
 
 class GlobalThreshold(Decision):
@@ -129,7 +128,7 @@ class GlobalThreshold(Decision):
 
     def predict(self, P: np.ndarray) -> csr_matrix:
         """Label sets of scores P (n, K); bool CSR of the same shape."""
-        P = self._checked(P)
+        self._check_labels(P)
         return apply_threshold(P, self.threshold_, self.min_labels, self.max_labels)
 
 
@@ -225,7 +224,8 @@ class PerClassThreshold(Decision):
 
     def predict(self, P: np.ndarray) -> csr_matrix:
         """Label sets of scores P (n, K); bool CSR of the same shape."""
-        return apply_threshold(self._checked(P), self.thresholds_, self.min_labels, self.max_labels)
+        self._check_labels(P)
+        return apply_threshold(P, self.thresholds_, self.min_labels, self.max_labels)
 
 
 class ExpectedFBeta(Decision):
@@ -296,9 +296,8 @@ class ExpectedFBeta(Decision):
 
     def predict(self, P: np.ndarray) -> csr_matrix:
         """Label sets of probabilities P (n, K); bool CSR. Sets ``expected_`` and ``bound_``."""
-        found = expected_fbeta_sets(
-            self._checked(P), self.beta, self.min_labels, self.max_labels, self.tail_tol
-        )
+        self._check_labels(P)
+        found = expected_fbeta_sets(P, self.beta, self.min_labels, self.max_labels, self.tail_tol)
         self.expected_ = found.expected
         self.bound_ = float(found.bound.max(initial=0))
         return found.sets

@@ -24,13 +24,7 @@ def check_scores(P: np.ndarray, name: str = "P") -> np.ndarray:
     ValueError
         Naming row and label of the first score that is NaN or infinite.
     """
-    if issparse(P):
-        raise ValueError(f"{name} is sparse; give dense scores of shape (n, K)")
-    P = np.asarray(P)
-    if P.dtype not in (np.float16, np.float32, np.float64):
-        P = P.astype(np.float64)
-    if P.ndim != 2:
-        raise ValueError(f"{name} has shape {P.shape}; expected (n, K)")
+    P = _floating(P, name)
     step = max(1, _BLOCK // max(1, P.shape[1]))
     for start in range(0, len(P), step):
         finite = _finite(P[start : start + step])
@@ -43,13 +37,6 @@ def check_scores(P: np.ndarray, name: str = "P") -> np.ndarray:
     return P
 
 
-def _finite(P: np.ndarray) -> np.ndarray:
-    if P.dtype == np.float16:  # all bits of the exponent set; numpy's own test is slow
-        exponent: np.ndarray = (P.view(np.uint16) & np.uint16(0x7C00)) != 0x7C00
-        return exponent
-    return np.isfinite(P)
-
-
 def check_probabilities(P: np.ndarray, name: str = "P") -> np.ndarray:
     """:func:`check_scores` of scores that must be in [0, 1].
 
@@ -58,14 +45,33 @@ def check_probabilities(P: np.ndarray, name: str = "P") -> np.ndarray:
     ValueError
         Naming row and label of the first score that is not.
     """
-    P = check_scores(P, name)
-    if P.size and not 0 <= P.min() <= P.max() <= 1:
+    P = _floating(P, name)
+    if P.size and not (P.min() >= 0 and P.max() <= 1):  # false where one is NaN
+        check_scores(P, name)
         row, label = np.argwhere((P < 0) | (P > 1))[0]
         raise ValueError(
             f"{name} is {P[row, label]} at row {row}, label {label}; "
             "expected probabilities in [0, 1]"
         )
     return P
+
+
+def _floating(P: np.ndarray, name: str) -> np.ndarray:
+    if issparse(P):
+        raise ValueError(f"{name} is sparse; give dense scores of shape (n, K)")
+    P = np.asarray(P)
+    if P.dtype not in (np.float16, np.float32, np.float64):
+        P = P.astype(np.float64)
+    if P.ndim != 2:
+        raise ValueError(f"{name} has shape {P.shape}; expected (n, K)")
+    return P
+
+
+def _finite(P: np.ndarray) -> np.ndarray:
+    if P.dtype == np.float16:  # all bits of the exponent set; numpy's own test is slow
+        exponent: np.ndarray = (P.view(np.uint16) & np.uint16(0x7C00)) != 0x7C00
+        return exponent
+    return np.isfinite(P)
 
 
 def check_truth(

@@ -119,7 +119,8 @@ class PriorShift(BaseEstimator):
             True where the label is unknown.
         sample_weight : (n,), optional
         prior : (K,), optional
-            The old rates pi, for form "labels": the bias is logit pi' - logit pi. None: the
+            The old rates pi, within (0, 1), for form "labels": the bias is logit pi' - logit pi.
+            Smooth counted ones, (n_k + 1/2) / (n + 1). None: the
             rates that P expects on these rows take their place, and the bias is what
             makes P expect pi' there.
 
@@ -186,7 +187,7 @@ class PriorShift(BaseEstimator):
         new = (positives + self.pseudo_count * old) / np.maximum(n + self.pseudo_count, 1e-300)
         new = np.clip(np.where(counts > 0, new, old), _RATE, 1 - _RATE)
         if prior is not None:
-            moved: np.ndarray = logit(new) - logit(np.clip(prior, _RATE, 1 - _RATE))
+            moved: np.ndarray = logit(new) - logit(prior)
             return moved
         bias = np.zeros(len(n))
         for labels in rows.blocks():
@@ -209,10 +210,11 @@ def _checked_prior(prior: np.ndarray, K: int) -> np.ndarray:
     prior = np.asarray(prior, dtype=np.float64)
     if prior.shape != (K,):
         raise ValueError(f"prior has shape {prior.shape}; expected ({K},), a rate for each label")
-    bad = ~((prior >= 0) & (prior <= 1))
+    bad = ~((prior > 0) & (prior < 1))
     if bad.any():
         raise ValueError(
-            f"prior is {prior[bad][0]} at label {bad.argmax()}; expected within [0, 1]"
+            f"prior is {prior[bad][0]} at label {bad.argmax()}; expected between 0 and 1 (smooth "
+            "counted rates: (n_k + 1/2) / (n + 1), since 0 says that the label cannot occur)"
         )
     return prior
 

@@ -206,6 +206,7 @@ def test_it_is_an_estimator():
         (lambda P, Y: PriorShift(pseudo_count=-1).fit(P, Y), "pseudo_count is -1"),
         (lambda P, Y: PriorShift().fit(P, Y, prior=OLD[1:]), r"prior has shape \(3,\)"),
         (lambda P, Y: PriorShift().fit(P, Y, prior=OLD * 3), r"prior is 1.5 at label 0"),
+        (lambda P, Y: PriorShift().fit(P, Y, prior=OLD * [1, 0, 1, 1]), "prior is 0.0 at label 1"),
         (lambda P, Y: PriorShift().fit(P + 1, Y), r"P is 1.* at row 0, label 0"),
         (lambda P, Y: PriorShift().fit(P[:0], Y[:0]), r"P has shape \(0, 4\)"),
         (lambda P, Y: PriorShift().fit(P, Y).transform(P[:, 1:]), "P has 3 labels"),
