@@ -38,11 +38,11 @@ from heads.inputs import (
     check_weights,
 )
 from heads.metrics import fbeta, weighted_mean
+from heads.ordering import at_least, contains, descending, grouped, members
 
 _TIE = 1e-12  # means that are closer differ by rounding only
 _SAMPLE = 1 << 16  # scores that are looked at to guess tau
 _BLOCK = 1 << 24  # scores that are compared at once
-_TABLE = 1 << 26  # entries that a table may have
 
 
 @dataclass(frozen=True)
@@ -157,22 +157,7 @@ class _Truth:
             return entries
         if self.unknown.ndim == 2:
             return entries[~self.unknown[np.divmod(entries, self.unknown.shape[1])]]
-        return entries[~_contains(self.unknown, entries)]
-
-
-def _contains(ascending: np.ndarray, values: np.ndarray) -> np.ndarray:
-    at = np.searchsorted(ascending, values)
-    at[at == len(ascending)] = 0
-    return ascending[at] == values if len(ascending) else np.zeros(len(values), dtype=bool)
-
-
-def _members(ascending: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
-    """:func:`_contains` by a table of all entries, where that is not too large."""
-    if size > _TABLE:
-        return _contains(ascending, values)
-    table = np.zeros(size, dtype=bool)
-    table[ascending] = True
-    return table[values]
+        return entries[~contains(self.unknown, entries)]
 
 
 def _entries(matrix: csr_matrix) -> np.ndarray:
@@ -239,21 +224,9 @@ def _falls(P: np.ndarray, truth: _Truth, limits: Limits, whole: bool = False) ->
     while not whole and 4 * wanted < P.size:
         rank = max(1, len(sample) * wanted // P.size)
         tau = np.partition(sample, -rank)[-rank]
-        yield _fall(P, truth, always, _at_least(P, tau), False)
+        yield _fall(P, truth, always, at_least(P, tau), False)
         wanted *= 4
     yield _fall(P, truth, always, np.arange(P.size), True)
-
-
-def _at_least(P: np.ndarray, tau: np.floating) -> np.ndarray:
-    """Entries with a score of at least tau, ascending."""
-    if P.dtype == np.float16 and tau > 0:
-        # The bits of floats, read as integers, are in the order of the positive ones,
-        # and integers are compared many times as fast.
-        P, tau = P.view(np.int16), tau.view(np.int16)
-    n, K = P.shape
-    step = max(1, _BLOCK // max(1, 16 * K))
-    starts = range(0, n, step)
-    return np.concatenate([np.flatnonzero(tau <= P[i : i + step]) + i * K for i in starts])
 
 
 def _sample(P: np.ndarray) -> np.ndarray:
@@ -270,12 +243,12 @@ def _fall(
 ) -> _Fall:
     """Sort the entries `passed`, after those that every cut has (`always`); both ascending."""
     if len(always):
-        passed = passed[~_contains(always, passed)]
+        passed = passed[~contains(always, passed)]
     always, passed = truth.only_known(always), truth.only_known(passed)
     K = max(1, P.shape[1])
     scores = P[np.divmod(passed, K)]
-    order = np.argsort(-scores)  # equal scores are passed together, in whatever order
-    right = [_members(truth.positive, entries, P.size) for entries in (always, passed)]
+    order = descending(scores)
+    right = [members(truth.positive, entries, P.size) for entries in (always, passed)]
     entries = np.concatenate([always, passed[order]])
     at_once = np.full(len(always), np.inf, dtype=P.dtype)
     return _Fall(
@@ -297,9 +270,7 @@ def _means(fall: _Fall, truth: _Truth) -> tuple[np.ndarray, np.ndarray, np.ndarr
     end : (C,) array
         How many entries of the fall the cut has passed.
     """
-    # numpy sorts integers of 16 bits several times as fast.
-    few = len(truth.weights) <= 1 << 16
-    order = np.argsort(fall.image.astype(np.uint16) if few else fall.image, kind="stable")
+    order = grouped(fall.image)
     image, right = fall.image[order], fall.right[order]
     before = np.searchsorted(image, np.arange(len(truth.weights)))  # entries of earlier images
     total = np.concatenate([[0], np.cumsum(right)])

@@ -156,12 +156,14 @@ def expected_fbeta_sets(
 def _columns(P: np.ndarray, best: _Best) -> tuple[np.ndarray, np.ndarray]:
     """Columns of the best sets, row by row, and their number in each row."""
     chosen = best.least[:, None] <= P
-    tied = np.flatnonzero(np.count_nonzero(chosen, axis=1) > best.size)
+    rows, columns = np.nonzero(chosen)
+    tied = np.flatnonzero(np.bincount(rows, minlength=len(P)) > best.size)
     if len(tied):
         at_least, equal = chosen[tied], best.least[tied, None] == P[tied]
         room = best.size[tied] - np.count_nonzero(at_least & ~equal, axis=1)
         chosen[tied] = at_least & (~equal | (np.cumsum(equal, axis=1) <= room[:, None]))
-    return np.nonzero(chosen)[1], best.size
+        columns = np.nonzero(chosen)[1]
+    return columns, best.size
 
 
 def _best(P: np.ndarray, search: _Search) -> _Best:

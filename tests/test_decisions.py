@@ -14,6 +14,7 @@ from heads import cuts
 from heads.cuts import apply_threshold, best_global_threshold, threshold_curve
 from heads.decisions import GlobalThreshold
 from heads.metrics import mean_fbeta
+from heads.ordering import descending, grouped
 
 SETTINGS = settings(derandomize=True, deadline=None, database=None, max_examples=150)
 
@@ -449,3 +450,18 @@ def test_thresholds_of_their_own_are_compared_label_by_label():
     assert most.tolist() == [[False, True, False], [True, False, False]]
     least = apply_threshold(P, thresholds, min_labels=2).toarray()
     assert least.tolist() == [[False, True, True], [True, False, True]]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_scores_are_sorted_from_the_highest_down(dtype):
+    rng = np.random.default_rng(9)
+    scores = (1e3 * rng.normal(size=5000) ** 3).astype(dtype)
+    scores[:4] = 0.0, -0.0, 65504, -65504
+    ordered = scores[descending(scores)]
+    np.testing.assert_array_equal(ordered, np.sort(scores)[::-1])
+
+
+@pytest.mark.parametrize("n", [10, 1 << 16, 1 << 18])
+def test_entries_are_grouped_by_image_in_their_order(n):
+    image = np.random.default_rng(10).integers(n, size=3000)
+    np.testing.assert_array_equal(grouped(image), np.argsort(image, kind="stable"))
