@@ -44,10 +44,10 @@ from heads.cuts import Limits
 from heads.inputs import check_beta, check_probabilities
 from heads.parallel import worker_threads
 
-_ROWS = 256  # images whose tables are made side by side
+_ROWS = 1024  # images whose tables are made side by side, at most
 _ENTRIES = 1 << 18  # probabilities whose powers are held at once
 _FIRST = 64  # labels that are looked at one by one, to begin with
-_TABLE = 1 << 15  # numbers of a table that fits into a fast cache
+_TABLE = 1 << 16  # numbers of a table that fits into a fast cache
 _LARGEST = 1 / 32  # probability among the others for which the series is used
 _MEAN = 500.0  # of the number of others: exp(-mean) must not vanish
 _ROUNDING = 1e-15  # what counts as exact
@@ -133,14 +133,16 @@ def expected_fbeta_sets(
     lower, upper = Limits(min_labels, max_labels).within(K)
     search = _Search(check_beta(beta) ** 2, lower, upper, max(tail_tol or 0.0, _ROUNDING))
 
+    step = min(_ROWS, max(64, n // 4))  # some blocks for each of a few threads
+
     def block(start: int) -> tuple[np.ndarray, np.ndarray, _Best]:
-        rows = P[start : start + _ROWS]
+        rows = P[start : start + step]
         rows = rows.astype(np.promote_types(rows.dtype, np.float32), copy=False)
         best = _best(rows, search)
         return *_columns(rows, best), best
 
     with worker_threads() as run:
-        blocks = run(block, range(0, n, _ROWS))
+        blocks = run(block, range(0, n, step))
     columns = [np.zeros(0, np.intp), *(part[0] for part in blocks)]
     sizes = [np.zeros(1, np.intp), *(part[1] for part in blocks)]
     indices, indptr = np.concatenate(columns), np.cumsum(np.concatenate(sizes))
