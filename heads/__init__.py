@@ -7,40 +7,58 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from heads.blending import Blend
-    from heads.decisions import GlobalThreshold
+    from heads.calibration import PlattCalibration, reliability
+    from heads.chain import CalibratedDecision
+    from heads.decisions import ExpectedFBeta, GlobalThreshold, PerClassThreshold
     from heads.domains import TwoDomainCV
     from heads.folds import MultilabelGroupKFold
     from heads.logistic import DropoutLogistic, DropoutLogisticCV
     from heads.metrics import bootstrap_interval, fbeta_per_image, mean_fbeta
+    from heads.nested import cross_val_fbeta
     from heads.ridge import DropoutRidge, DropoutRidgeCV
+    from heads.shift import PriorShift
 
 # Names are imported when first used: scikit-learn alone takes most of a second to load.
 _HOMES = {
     "Blend": "blending",
+    "CalibratedDecision": "chain",
     "DropoutLogistic": "logistic",
     "DropoutLogisticCV": "logistic",
     "DropoutRidge": "ridge",
     "DropoutRidgeCV": "ridge",
+    "ExpectedFBeta": "decisions",
     "GlobalThreshold": "decisions",
     "MultilabelGroupKFold": "folds",
+    "PerClassThreshold": "decisions",
+    "PlattCalibration": "calibration",
+    "PriorShift": "shift",
     "TwoDomainCV": "domains",
     "bootstrap_interval": "metrics",
+    "cross_val_fbeta": "nested",
     "fbeta_per_image": "metrics",
     "mean_fbeta": "metrics",
+    "reliability": "calibration",
 }
 
 __all__ = [
     "Blend",
+    "CalibratedDecision",
     "DropoutLogistic",
     "DropoutLogisticCV",
     "DropoutRidge",
     "DropoutRidgeCV",
+    "ExpectedFBeta",
     "GlobalThreshold",
     "MultilabelGroupKFold",
+    "PerClassThreshold",
+    "PlattCalibration",
+    "PriorShift",
     "TwoDomainCV",
     "bootstrap_interval",
+    "cross_val_fbeta",
     "fbeta_per_image",
     "mean_fbeta",
+    "reliability",
 ]
 
 

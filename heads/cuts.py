@@ -38,6 +38,7 @@ from heads.inputs import (
     check_weights,
 )
 from heads.metrics import fbeta, weighted_mean
+from heads.ordering import at_least, contains, descending, grouped, members
 
 _TIE = 1e-12  # means that are closer differ by rounding only
 _SAMPLE = 1 << 16  # scores that are looked at to guess tau
@@ -45,7 +46,9 @@ _BLOCK = 1 << 24  # scores that are compared at once
 
 
 @dataclass(frozen=True)
-class _Limits:
+class Limits:
+    """Least and greatest number of labels of an image."""
+
     min_labels: int = 0
     max_labels: int | None = None
 
@@ -68,7 +71,10 @@ class _Limits:
 
 
 def apply_threshold(
-    P: np.ndarray, threshold: float, min_labels: int = 0, max_labels: int | None = None
+    P: np.ndarray,
+    threshold: float | np.ndarray,
+    min_labels: int = 0,
+    max_labels: int | None = None,
 ) -> csr_matrix:
     """Label sets of the rule above.
 
@@ -76,8 +82,9 @@ def apply_threshold(
     ----------
     P : (n, K) array
         Scores, finite.
-    threshold : float
-        Compared in double precision, whatever the dtype of P.
+    threshold : float, or (K,) array of finite ones
+        Compared in double precision, whatever the dtype of P. With one for each label,
+        the highest labels are those that exceed their own threshold most.
     min_labels, max_labels : int
         Least and greatest number of labels of an image (None: any).
 
@@ -87,13 +94,17 @@ def apply_threshold(
     """
     P = check_scores(P)
     n, K = P.shape
-    lower, upper = _Limits(min_labels, max_labels).within(K)
+    lower, upper = Limits(min_labels, max_labels).within(K)
     # Of one dimension: a scalar would be rounded to the dtype of P by numpy 1.
-    cut = np.array([threshold], dtype=np.float64)
+    thresholds = np.atleast_1d(np.asarray(threshold, dtype=np.float64))
+    own = len(thresholds) > 1 and (lower > 0 or upper is not None)
+    cut = np.zeros(1) if own else thresholds
     step = max(1, _BLOCK // max(1, K))
     blocks = [csr_matrix((0, K), dtype=bool)]
     for start in range(0, n, step):
         block = P[start : start + step]
+        if own:  # x - t >= 0 holds exactly where x >= t does
+            block = block - thresholds
         rows = np.arange(len(block))[:, None]
         if upper is None:
             chosen = block >= cut
@@ -146,13 +157,7 @@ class _Truth:
             return entries
         if self.unknown.ndim == 2:
             return entries[~self.unknown[np.divmod(entries, self.unknown.shape[1])]]
-        return entries[~_contains(self.unknown, entries)]
-
-
-def _contains(ascending: np.ndarray, values: np.ndarray) -> np.ndarray:
-    at = np.searchsorted(ascending, values)
-    at[at == len(ascending)] = 0
-    return ascending[at] == values if len(ascending) else np.zeros(len(values), dtype=bool)
+        return entries[~contains(self.unknown, entries)]
 
 
 def _entries(matrix: csr_matrix) -> np.ndarray:
@@ -204,7 +209,7 @@ class _Fall:
     complete: bool  # False: lower scores were left out
 
 
-def _falls(P: np.ndarray, truth: _Truth, limits: _Limits, whole: bool = False) -> Iterator[_Fall]:
+def _falls(P: np.ndarray, truth: _Truth, limits: Limits, whole: bool = False) -> Iterator[_Fall]:
     """Longer and longer beginnings of the fall; the last (only, if `whole`) is complete."""
     n, K = P.shape
     lower, upper = limits.within(K)
@@ -219,8 +224,7 @@ def _falls(P: np.ndarray, truth: _Truth, limits: _Limits, whole: bool = False) -
     while not whole and 4 * wanted < P.size:
         rank = max(1, len(sample) * wanted // P.size)
         tau = np.partition(sample, -rank)[-rank]
-        passed = np.flatnonzero(tau <= P)
-        yield _fall(P, truth, always, passed, False)
+        yield _fall(P, truth, always, at_least(P, tau), False)
         wanted *= 4
     yield _fall(P, truth, always, np.arange(P.size), True)
 
@@ -239,17 +243,18 @@ def _fall(
 ) -> _Fall:
     """Sort the entries `passed`, after those that every cut has (`always`); both ascending."""
     if len(always):
-        passed = passed[~_contains(always, passed)]
+        passed = passed[~contains(always, passed)]
     always, passed = truth.only_known(always), truth.only_known(passed)
     K = max(1, P.shape[1])
     scores = P[np.divmod(passed, K)]
-    order = np.argsort(-scores, kind="stable")
+    order = descending(scores)
+    right = [members(truth.positive, entries, P.size) for entries in (always, passed)]
     entries = np.concatenate([always, passed[order]])
     at_once = np.full(len(always), np.inf, dtype=P.dtype)
     return _Fall(
         score=np.concatenate([at_once, scores[order]]),
         image=entries // K,
-        right=_contains(truth.positive, entries),
+        right=np.concatenate([right[0], right[1][order]]),
         complete=complete,
     )
 
@@ -265,7 +270,7 @@ def _means(fall: _Fall, truth: _Truth) -> tuple[np.ndarray, np.ndarray, np.ndarr
     end : (C,) array
         How many entries of the fall the cut has passed.
     """
-    order = np.argsort(fall.image, kind="stable")
+    order = grouped(fall.image)
     image, right = fall.image[order], fall.right[order]
     before = np.searchsorted(image, np.arange(len(truth.weights)))  # entries of earlier images
     total = np.concatenate([[0], np.cumsum(right)])
@@ -346,7 +351,7 @@ def best_global_threshold(
     O(n K log(n K)).
     """
     P, truth = _truth(P, Y, beta, mask, sample_weight, missed)
-    for fall in _falls(P, truth, _Limits(min_labels, max_labels)):
+    for fall in _falls(P, truth, Limits(min_labels, max_labels)):
         level, mean, end = _means(fall, truth)
         best = int(np.argmax(mean >= mean.max() - _TIE))
         if not fall.complete:
@@ -387,6 +392,6 @@ def threshold_curve(
         Mean F-beta where labels with score >= threshold are taken.
     """
     P, truth = _truth(P, Y, beta, mask, sample_weight, missed)
-    (fall,) = _falls(P, truth, _Limits(min_labels, max_labels), whole=True)
+    (fall,) = _falls(P, truth, Limits(min_labels, max_labels), whole=True)
     level, mean, _ = _means(fall, truth)
     return level, mean

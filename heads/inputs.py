@@ -13,6 +13,8 @@ from scipy.sparse import csr_matrix, issparse
 
 Matrix: TypeAlias = "np.ndarray | csr_matrix"
 
+_BLOCK = 1 << 20  # scores that are looked at at once
+
 
 def check_scores(P: np.ndarray, name: str = "P") -> np.ndarray:
     """P as a dense, finite, floating (n, K) array; never copied if it is one already.
@@ -22,6 +24,39 @@ def check_scores(P: np.ndarray, name: str = "P") -> np.ndarray:
     ValueError
         Naming row and label of the first score that is NaN or infinite.
     """
+    P = _floating(P, name)
+    step = max(1, _BLOCK // max(1, P.shape[1]))
+    for start in range(0, len(P), step):
+        finite = _finite(P[start : start + step])
+        if not finite.all():
+            row, label = np.argwhere(~finite)[0]
+            row += start
+            raise ValueError(
+                f"{name} is {P[row, label]} at row {row}, label {label}; scores must be finite"
+            )
+    return P
+
+
+def check_probabilities(P: np.ndarray, name: str = "P") -> np.ndarray:
+    """:func:`check_scores` of scores that must be in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        Naming row and label of the first score that is not.
+    """
+    P = _floating(P, name)
+    if P.size and not (P.min() >= 0 and P.max() <= 1):  # false where one is NaN
+        check_scores(P, name)
+        row, label = np.argwhere((P < 0) | (P > 1))[0]
+        raise ValueError(
+            f"{name} is {P[row, label]} at row {row}, label {label}; "
+            "expected probabilities in [0, 1]"
+        )
+    return P
+
+
+def _floating(P: np.ndarray, name: str) -> np.ndarray:
     if issparse(P):
         raise ValueError(f"{name} is sparse; give dense scores of shape (n, K)")
     P = np.asarray(P)
@@ -29,13 +64,14 @@ def check_scores(P: np.ndarray, name: str = "P") -> np.ndarray:
         P = P.astype(np.float64)
     if P.ndim != 2:
         raise ValueError(f"{name} has shape {P.shape}; expected (n, K)")
-    finite = np.isfinite(P)
-    if not finite.all():
-        row, label = np.argwhere(~finite)[0]
-        raise ValueError(
-            f"{name} is {P[row, label]} at row {row}, label {label}; scores must be finite"
-        )
     return P
+
+
+def _finite(P: np.ndarray) -> np.ndarray:
+    if P.dtype == np.float16:  # all bits of the exponent set; numpy's own test is slow
+        exponent: np.ndarray = (P.view(np.uint16) & np.uint16(0x7C00)) != 0x7C00
+        return exponent
+    return np.isfinite(P)
 
 
 def check_truth(
@@ -101,16 +137,34 @@ def without(matrix: csr_matrix, unknown: Matrix | None) -> csr_matrix:
 
 
 def check_boolean(matrix: Matrix, name: str) -> Matrix:
-    """A matrix (n, K) as bool: CSR if it is sparse, else an array."""
+    """A matrix (n, K) as bool: CSR if it is sparse, else an array.
+
+    Raises
+    ------
+    ValueError
+        Naming row and label of the first NaN.
+    """
     if issparse(matrix):
-        csr = csr_matrix(matrix, dtype=bool, copy=True)
+        csr = csr_matrix(matrix)
+        if (missing := csr.data != csr.data).any():
+            row, label = (axis[missing.argmax()] for axis in _places(csr))
+            raise ValueError(f"{name} is nan at row {row}, label {label}; expected True or False")
+        csr = csr_matrix(csr, dtype=bool, copy=True)
         csr.sum_duplicates()
         csr.eliminate_zeros()
         return csr
     matrix = np.asarray(matrix)
     if matrix.ndim != 2:
         raise ValueError(f"{name} has shape {matrix.shape}; expected (n, K)")
+    if matrix.dtype.kind == "f" and (missing := np.isnan(matrix)).any():
+        row, label = np.argwhere(missing)[0]
+        raise ValueError(f"{name} is nan at row {row}, label {label}; expected True or False")
     return matrix.astype(bool, copy=False)
+
+
+def _places(csr: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the stored entries, in their order."""
+    return np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr)), csr.indices
 
 
 def _either(missing: np.ndarray, mask: Matrix | None) -> np.ndarray:

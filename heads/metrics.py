@@ -17,6 +17,7 @@ from heads.inputs import (
     check_beta,
     check_boolean,
     check_missed,
+    check_probabilities,
     check_scores,
     check_truth,
     check_weights,
@@ -255,14 +256,9 @@ def log_loss(
     ValueError
         If a probability is outside [0, 1], or no entry is known.
     """
-    P = check_scores(P)
+    P = check_probabilities(P)
     truth, unknown = check_truth(Y, mask, P.shape, soft=True)
     weights = check_weights(sample_weight, P.shape[0])
-    if P.size and (P.min() < 0 or P.max() > 1):
-        row, label = np.argwhere((P < 0) | (P > 1))[0]
-        raise ValueError(
-            f"P is {P[row, label]} at row {row}, label {label}; expected probabilities in [0, 1]"
-        )
     eps = min(np.finfo(P.dtype).eps, np.finfo(np.float32).eps)
     loss, count = 0.0, 0.0
     step = max(1, _BLOCK // max(1, P.shape[1]))

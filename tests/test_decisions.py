@@ -14,6 +14,7 @@ from heads import cuts
 from heads.cuts import apply_threshold, best_global_threshold, threshold_curve
 from heads.decisions import GlobalThreshold
 from heads.metrics import mean_fbeta
+from heads.ordering import descending, grouped
 
 SETTINGS = settings(derandomize=True, deadline=None, database=None, max_examples=150)
 
@@ -284,6 +285,29 @@ def test_useless_scores_are_sorted_further_down_until_it_is_certain(falls):
     assert threshold == np.inf or threshold < levels[1]
 
 
+@pytest.mark.parametrize("shift", [0, -20, 20])
+def test_half_precision_is_compared_like_any_other(falls, shift):
+    P, Y = wide(2, 4)
+    half = (P + shift).astype(np.float16)
+    assert best_global_threshold(half.astype(np.float64), Y)[1] == pytest.approx(
+        best_global_threshold(half, Y)[1], abs=1e-12
+    )
+    assert [size for size, _ in falls[: len(falls) // 2]] == [
+        size for size, _ in falls[len(falls) // 2 :]
+    ]
+    turned = np.asfortranarray(half)
+    assert best_global_threshold(turned, Y) == best_global_threshold(half, Y)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_half_precision_must_be_finite(bad):
+    P = np.full((4, 3), -65504, dtype=np.float16)
+    best_global_threshold(P, np.zeros((4, 3)))
+    P[2, 1] = bad
+    with pytest.raises(ValueError, match=f"P is {bad} at row 2, label 1"):
+        best_global_threshold(P, np.zeros((4, 3)))
+
+
 def test_scores_with_ties_everywhere_and_a_wide_matrix(falls):
     P, Y = wide(1, 3)
     P = np.round(P * 2) / 2
@@ -412,3 +436,32 @@ def test_wrong_arguments_are_named(call, expected):
     P = np.random.default_rng(0).random((4, 3))
     with pytest.raises(ValueError, match=expected):
         call(P, (P > 0.5).astype(float))
+
+
+def test_thresholds_of_their_own_are_compared_label_by_label():
+    P = np.array([[0.5, 0.2, 0.9], [0.6, 0.1, 0.95]], dtype=np.float32)
+    thresholds = np.array([0.55, 0.15, 0.93])
+    assert apply_threshold(P, thresholds).toarray().tolist() == [
+        [False, True, False],
+        [True, False, True],
+    ]
+    # Above their own threshold by 0.05 and 0.02; below it by 0.03, 0.05.
+    most = apply_threshold(P, thresholds, max_labels=1).toarray()
+    assert most.tolist() == [[False, True, False], [True, False, False]]
+    least = apply_threshold(P, thresholds, min_labels=2).toarray()
+    assert least.tolist() == [[False, True, True], [True, False, True]]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_scores_are_sorted_from_the_highest_down(dtype):
+    rng = np.random.default_rng(9)
+    scores = (1e3 * rng.normal(size=5000) ** 3).astype(dtype)
+    scores[:4] = 0.0, -0.0, 65504, -65504
+    ordered = scores[descending(scores)]
+    np.testing.assert_array_equal(ordered, np.sort(scores)[::-1])
+
+
+@pytest.mark.parametrize("n", [10, 1 << 16, 1 << 18])
+def test_entries_are_grouped_by_image_in_their_order(n):
+    image = np.random.default_rng(10).integers(n, size=3000)
+    np.testing.assert_array_equal(grouped(image), np.argsort(image, kind="stable"))

@@ -64,6 +64,24 @@ def test_fbeta_agrees_with_scikit_learn(beta, kind):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("beta", [0.5, 2])
+@pytest.mark.parametrize("empty", [0.0, 1.0])
+def test_each_image_agrees_with_scikit_learn(beta, empty):
+    Y, Yhat, *_ = case(11, n=200, K=5)
+    assert ((Y.sum(1) == 0) & (Yhat.sum(1) == 0)).any()
+    expected = [
+        sk.fbeta_score(y, yhat, beta=beta, zero_division=empty)
+        for y, yhat in zip(Y, Yhat, strict=True)
+    ]
+    got = fbeta_per_image(Y, Yhat, beta, empty=empty)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
+    per_class = [
+        sk.fbeta_score(Y[:, k], Yhat[:, k], beta=beta, zero_division=empty) for k in range(5)
+    ]
+    got = macro_fbeta(Y, Yhat, beta, empty=empty)
+    assert got == pytest.approx(np.mean(per_class), abs=1e-12)
+
+
 def test_known_values_of_fbeta():
     Y = np.array([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]])
     Yhat = np.array([[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
@@ -202,14 +220,15 @@ def test_log_loss_agrees_with_scikit_learn(dtype):
     P = P.astype(dtype)  # with zeros and ones, which are clipped
     assert P.min() == 0
     every = np.repeat(weights[:, None], Y.shape[1], axis=1)
+    # scikit-learn clips by the type's rounding too, but then goes on in single precision.
+    eps = np.finfo(dtype).eps
+    exact = np.clip(P.astype(np.float64), eps, 1 - eps)
     for mask_as in (np.asarray, csr_matrix):
         for Y_as in (np.asarray, csr_matrix):
             got = log_loss(Y_as(Y), P, mask=mask_as(mask), sample_weight=weights)
-            expected = sk.log_loss(Y[~mask], P[~mask], sample_weight=every[~mask])
-            assert got == pytest.approx(expected, abs=1e-6 if dtype == np.float32 else 1e-12)
-    assert log_loss(Y, P) == pytest.approx(
-        sk.log_loss(Y.ravel(), P.ravel()), abs=1e-6 if dtype == np.float32 else 1e-12
-    )
+            expected = sk.log_loss(Y[~mask], exact[~mask], sample_weight=every[~mask])
+            assert got == pytest.approx(expected, abs=1e-12)
+    assert log_loss(Y, P) == pytest.approx(sk.log_loss(Y.ravel(), exact.ravel()), abs=1e-12)
 
 
 def test_log_loss_of_soft_targets_is_the_mixture():
@@ -280,6 +299,12 @@ def test_pairing_takes_the_common_part_out():
 # -------------------------------------------------------------------- faults
 
 
+def _nan(Y):
+    Y = Y.copy()
+    Y[7, 3] = np.nan
+    return Y
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("score", [average_precision, log_loss])
 def test_scores_that_are_not_finite_are_named(score, bad):
@@ -296,6 +321,10 @@ def test_scores_that_are_not_finite_are_named(score, bad):
         (lambda Y, P: mean_fbeta(Y, Y, mask=P[1:] > 0), "mask has shape"),
         (lambda Y, P: mean_fbeta(Y * np.nan, Y, mask=P[1:] > 0), "mask has shape"),
         (lambda Y, P: mean_fbeta(2 * Y, Y), "Y is 2.0 at row 0, label"),
+        (lambda Y, P: mean_fbeta(Y, _nan(Y)), "Yhat is nan at row 7, label 3"),
+        (lambda Y, P: mean_fbeta(Y, csr_matrix(_nan(Y))), "Yhat is nan at row 7, label 3"),
+        (lambda Y, P: mean_fbeta(Y, Y, mask=_nan(Y)), "mask is nan at row 7, label 3"),
+        (lambda Y, P: mean_fbeta(csr_matrix(_nan(Y)), Y), "Y is nan at row 7, label 3"),
         (lambda Y, P: mean_fbeta(Y, Y, beta=0), "beta is 0"),
         (lambda Y, P: mean_fbeta(Y, Y, missed=[1]), "missed must be 30 counts"),
         (lambda Y, P: mean_fbeta(Y, Y, missed=-np.ones(30)), "missed must be 30 counts"),

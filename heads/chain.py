@@ -1,0 +1,108 @@
+"""From scores to label sets in one step: calibration, then a shift, then a decision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from sklearn.base import clone
+from sklearn.utils.validation import check_is_fitted
+
+from heads.calibration import PlattCalibration
+from heads.decisions import Decision, ExpectedFBeta
+from heads.inputs import Matrix
+
+
+class CalibratedDecision(Decision):
+    """Calibration -> shift -> decision, fitted one after the other on the same out-of-fold scores.
+
+    As it is, the recommended chain: ``CalibratedDecision().fit(P, Y).predict(P_new)`` gives the
+    label sets of the highest expected F-beta under Platt-scaled probabilities.
+
+    Parameters
+    ----------
+    decision : Decision, optional
+        None: ``ExpectedFBeta(beta)``.
+    calibration : "platt", an estimator with fit and transform, or None
+        "platt": :class:`heads.PlattCalibration`; None: probabilities are taken as they are.
+    shift : PriorShift, optional
+        Only of use where the calibration is none, or of another domain: a calibration on
+        the same rows has the right frequencies already.
+    beta : float
+        Recall counts beta times as much as precision.
+
+    Attributes
+    ----------
+    calibration_, shift_, decision_ : fitted parts; None where there is none
+    expected_ : (n,) array
+        After `predict`, if the decision gives it: expected F-beta of each image.
+    n_features_in_ : int
+        Number of labels K.
+    """
+
+    calibration_: Any
+    shift_: Any
+    decision_: Any
+
+    def __init__(
+        self,
+        decision: Any = None,
+        calibration: Any = "platt",
+        shift: Any = None,
+        beta: float = 2,
+    ) -> None:
+        self.decision = decision
+        self.calibration = calibration
+        self.shift = shift
+        self.beta = beta
+
+    def fit(
+        self,
+        P: np.ndarray,
+        Y: Matrix,
+        mask: Matrix | None = None,
+        sample_weight: np.ndarray | None = None,
+        missed: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+    ) -> CalibratedDecision:
+        """Fit the parts; parameters as of every decision, P being probabilities."""
+        decision = ExpectedFBeta(self.beta) if self.decision is None else clone(self.decision)
+        if decision.beta != self.beta:
+            raise ValueError(
+                f"decision has beta {decision.beta}, but the chain has beta {self.beta}; give both "
+                "the same"
+            )
+        known = {"mask": mask, "sample_weight": sample_weight}
+        self.calibration_ = self.shift_ = None
+        if isinstance(self.calibration, str):
+            if self.calibration != "platt":
+                raise ValueError(
+                    f"calibration is {self.calibration!r}; expected 'platt', an estimator or None"
+                )
+            self.calibration_ = PlattCalibration()
+        elif self.calibration is not None:
+            self.calibration_ = clone(self.calibration)
+        if self.calibration_ is not None:
+            P = self.calibration_.fit(P, Y, **known, groups=groups).transform(P)
+        if self.shift is not None:
+            self.shift_ = clone(self.shift)
+            P = self.shift_.fit(P, Y, **known).transform(P)
+        self.decision_ = decision.fit(P, Y, **known, missed=missed, groups=groups)
+        self.n_features_in_ = np.shape(P)[1]
+        return self
+
+    def predict_proba(self, P: np.ndarray) -> np.ndarray:
+        """Calibrated and shifted probabilities (n, K)."""
+        check_is_fitted(self, "decision_")
+        for part in (self.calibration_, self.shift_):
+            P = P if part is None else part.transform(P)
+        return P
+
+    def predict(self, P: np.ndarray) -> csr_matrix:
+        """Label sets of probabilities P (n, K); bool CSR of the same shape."""
+        P = self.predict_proba(P)
+        sets: csr_matrix = self.decision_.predict(P)
+        if hasattr(self.decision_, "expected_"):
+            self.expected_ = self.decision_.expected_
+        return sets

@@ -1,0 +1,137 @@
+"""What mean F-beta will a rule have on new images?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix, vstack
+from sklearn.base import clone
+
+from heads.folds import check_folds
+from heads.inputs import Matrix, check_missed, check_scores, check_truth, check_weights
+from heads.metrics import bootstrap_interval, fbeta_per_image, weighted_mean
+
+
+@dataclass(frozen=True)
+class CrossValidated:
+    """Mean F-beta of images that the rule had not seen.
+
+    Attributes
+    ----------
+    score : float
+    low, high : float
+        Bootstrap interval at 95 %, over images, or over groups where there are any.
+    fbeta : (n,) array
+        Of each image.
+    sets : (n, K) CSR, bool
+        Label set of each image, by the rule of the other folds.
+    folds : (F,) array
+        Mean F-beta of each fold.
+    """
+
+    score: float
+    low: float
+    high: float
+    fbeta: np.ndarray
+    sets: csr_matrix
+    folds: np.ndarray
+
+
+def cross_val_fbeta(
+    rule: Any,
+    P: np.ndarray,
+    Y: Matrix,
+    cv: Any = 5,
+    mask: Matrix | None = None,
+    sample_weight: np.ndarray | None = None,
+    missed: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    head: Any = None,
+    head_params: Mapping[str, Any] | None = None,
+) -> CrossValidated:
+    """Cross-validated mean F-beta of everything that is fitted on labels.
+
+    In each fold the whole `rule` (calibration, shift, decision and the choice of their
+    strengths) is fitted anew on the other folds.
+
+    Parameters
+    ----------
+    rule : Decision
+        Such as :class:`heads.CalibratedDecision`; cloned, and scored at its own ``beta``.
+    P : (n, K) array, or (n, d) or (n, v, d) features if `head` is given
+        Out-of-fold scores.
+    Y : (n, K), dense or sparse
+        True labels.
+    cv : int, splitter or iterable of (train, test)
+    mask, sample_weight, missed : optional
+        Unknown labels, weights of rows, true labels outside the K classes.
+    groups : (n,), optional
+        Images that are never on both sides of a fold, nor of a resample of the interval.
+    head : DropoutLogisticCV or DropoutRidgeCV, optional
+        Then the head is fitted anew in each fold too, the rule on *its* out-of-fold scores.
+        Without it, scores of the training rows come from heads that have seen test rows: a
+        small optimism, in return for much less time.
+    head_params : mapping, optional
+        More arguments of ``head.fit``, such as coef_init.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, or a group cannot be kept whole.
+    """
+    if head is None:
+        P = check_scores(P)
+    truth, unknown = check_truth(Y, mask, None if head is not None else P.shape)
+    n = truth.shape[0]
+    if len(P) != n:
+        raise ValueError(f"P has {len(P)} rows, but Y has {n}")
+    weight, outside = check_weights(sample_weight, n), check_missed(missed, n)
+    groups = None if groups is None else np.asarray(groups)
+    folds = check_folds(cv, P, truth, groups)
+    parts = []
+    for train, test in folds:
+        known = {
+            "mask": None if unknown is None else unknown[train],
+            "sample_weight": weight[train],
+            "groups": None if groups is None else groups[train],
+        }
+        if head is None:
+            scores, held = P[train], P[test]
+        else:
+            fitted = clone(head).fit(P[train], truth[train], **known, **(head_params or {}))
+            scores, held = fitted.oof_predict_proba_, fitted.predict_proba(P[test])
+        chain = clone(rule).fit(scores, truth[train], **known, missed=outside[train])
+        parts.append(chain.predict(held))
+    order = np.argsort(np.concatenate([test for _, test in folds]))
+    sets = csr_matrix(vstack(parts, format="csr")[order], dtype=bool)
+    values = fbeta_per_image(truth, sets, rule.beta, unknown, outside)
+    low, high = _interval(values, weight, groups)
+    return CrossValidated(
+        weighted_mean(values, weight),
+        low,
+        high,
+        values,
+        sets,
+        _fold_means(values, weight, (test for _, test in folds)),
+    )
+
+
+def _fold_means(values: np.ndarray, weight: np.ndarray, tests: Iterable[np.ndarray]) -> np.ndarray:
+    return np.array(
+        [weight[t] @ values[t] / weight[t].sum() if weight[t].any() else np.nan for t in tests]
+    )
+
+
+def _interval(
+    values: np.ndarray, weight: np.ndarray, groups: np.ndarray | None
+) -> tuple[float, float]:
+    """Of images, or of whole groups: a group has its mean as value and the sum as weight."""
+    if groups is not None:
+        code = np.unique(groups, return_inverse=True)[1].reshape(-1)
+        total = np.bincount(code, weight)
+        values = np.bincount(code, weight * values) / np.where(total > 0, total, 1)
+        weight = total
+    return bootstrap_interval(values, sample_weight=weight)

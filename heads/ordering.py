@@ -1,0 +1,52 @@
+"""How are scores by the million compared, sorted and looked up?"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_BLOCK = 1 << 20  # scores that are compared at once
+_TABLE = 1 << 26  # entries that a table may have
+
+
+def contains(ascending: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Which values are among the ascending ones."""
+    at = np.searchsorted(ascending, values)
+    at[at == len(ascending)] = 0
+    return ascending[at] == values if len(ascending) else np.zeros(len(values), dtype=bool)
+
+
+def members(ascending: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
+    """:func:`contains` by a table of all entries, where that is not too large."""
+    if size > _TABLE:
+        return contains(ascending, values)
+    table = np.zeros(size, dtype=bool)
+    table[ascending] = True
+    return table[values]
+
+
+def at_least(P: np.ndarray, tau: np.floating) -> np.ndarray:
+    """Entries with a score of at least tau, ascending."""
+    if P.dtype == np.float16 and tau > 0:
+        # The bits of floats, read as integers, are in the order of the positive ones,
+        # and integers are compared many times as fast.
+        P, tau = P.view(np.int16), tau.view(np.int16)
+    n, K = P.shape
+    step = max(1, _BLOCK // max(1, K))
+    starts = range(0, n, step)
+    return np.concatenate([np.flatnonzero(tau <= P[i : i + step]) + i * K for i in starts])
+
+
+def descending(scores: np.ndarray) -> np.ndarray:
+    """Order of finite scores from the highest down; equal ones in whatever order."""
+    if scores.dtype != np.float16:
+        return np.argsort(-scores)
+    # numpy sorts integers of 16 bits by counting. Bits of positive floats ascend with them.
+    bits = scores.view(np.uint16)
+    return np.argsort(np.where(bits < 0x8000, 0x7FFF - bits, bits), kind="stable")
+
+
+def grouped(image: np.ndarray) -> np.ndarray:
+    """Order by image, and by place where they are equal; 16 bits at a time."""
+    order = np.argsort(image.astype(np.uint16), kind="stable")
+    rest = image >> 16
+    return order[np.argsort(rest[order].astype(np.uint16), kind="stable")] if rest.any() else order

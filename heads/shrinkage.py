@@ -1,0 +1,32 @@
+"""How far is a label's own estimate to be trusted, against one shared by all labels?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+
+def check_strengths(strengths: Iterable[float]) -> list[float]:
+    """Strengths of shrinkage to compare: descending, from infinity (the shared estimate alone)."""
+    ordered = sorted({float(s) for s in strengths} | {np.inf}, reverse=True)
+    if not ordered[-1] >= 0:
+        raise ValueError(f"strengths has {ordered[-1]}; expected numbers >= 0")
+    return ordered
+
+
+def cautious(values: np.ndarray, weight: np.ndarray) -> int:
+    """First row whose mean is within one standard error of the difference to the best row's.
+
+    Rows are in order of caution. Where differences are chance, this is the first row.
+    """
+    share = weight / weight.sum()
+    means = values @ share
+    best = values[int(means.argmax())]
+    for row, value in enumerate(values):
+        difference = best - value
+        mean = float(share @ difference)
+        error = np.sqrt(np.sum((share * (difference - mean)) ** 2))
+        if mean <= error:
+            return row
+    return int(means.argmax())
