@@ -62,6 +62,22 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def memory_beyond(function: Callable[[], Any]) -> int | None:
+    """Bytes that the process held at most during a call beyond before; None if not on Linux."""
+    status, refs = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not refs.exists():
+        return None
+    refs.write_text("5")  # sets the high-water mark to what is held now
+    before = _held(status, "VmRSS")
+    function()
+    return _held(status, "VmHWM") - before
+
+
+def _held(status: Path, field: str) -> int:
+    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
+    return 1024 * int(line.split()[1])
+
+
 def own_process(module: str, *arguments: str) -> str:
     """What ``python -m module arguments`` prints: memory and imports need a fresh process."""
     command = [sys.executable, "-m", module, *arguments]

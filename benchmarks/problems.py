@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,3 @@ def problem(
     margin = X[:, 0] @ W0
     b0 = np.log(rate / (1 - rate)) - margin.mean(axis=0)
     return Problem(X if views > 1 else X[:, 0], Y, W0.T.astype(np.float32), b0.astype(np.float32))
-
-
-def probability(margin: np.ndarray) -> np.ndarray:
-    """sigma(mu)."""
-    return np.asarray(expit(margin))

@@ -143,9 +143,11 @@ class DropoutLogisticCV(LinearHead):
         unpenalised: their losses depend on where the solver stops, by up to 5e-4.
     cv : int, splitter or iterable of (train, test)
         An int stands for that many folds of `MultilabelGroupKFold`.
-    scoring : "fbeta", "log_loss" or "mse"
+    scoring : "fbeta", "average_precision", "log_loss" or "mse"
         Of the noise-averaged probabilities: the mean F-beta per image at the best
-        global threshold over all out-of-fold rows, or a mean over known targets.
+        global threshold over all out-of-fold rows; the average precision of each
+        label in each fold, a mean over folds, then labels, with positives; or a
+        mean over known targets.
     beta : float
     per_label : bool
         Each label takes the rate that is best for it; not with "fbeta".
@@ -158,7 +160,7 @@ class DropoutLogisticCV(LinearHead):
         Of the fit on all rows; see `DropoutLogistic`.
     dropout_ : float, or (K,) with `per_label`
     best_score_ : float
-        In the sign of `scoring`: larger is better for "fbeta" alone.
+        In the sign of `scoring`: larger is better for "fbeta", "average_precision".
     cv_results_ : dict of arrays, a row a rate in ascending order
         "dropout", "rho", "score" (all rows together; what decides),
         "fold_scores" (rates, folds), "mean_score", "std_score"; "threshold" for

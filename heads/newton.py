@@ -311,7 +311,7 @@ def tail(margin: np.ndarray) -> np.ndarray:
 
 def residual(margin: np.ndarray, tail: np.ndarray, Y: np.ndarray) -> np.ndarray:
     """sigma(mu) - y, exact also where y is 1 and sigma(mu) nearly so."""
-    r = (margin > 0) - Y
+    r = ~np.signbit(margin) - Y  # of a zero as well the sign that copysign takes
     r -= np.copysign(tail, margin)
     return r
 

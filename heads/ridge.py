@@ -94,10 +94,11 @@ class DropoutRidgeCV(LinearHead):
         out one image, all its views (and its group), at a time by the formula
         r_g -> (I - H_gg)^-1 r_g; the penalty's second moments are those of all
         rows there, and which labels are rare is not decided anew.
-    scoring : "fbeta", "log_loss" or "mse"
+    scoring : "fbeta", "average_precision", "log_loss" or "mse"
         "fbeta" is the mean F-beta per image at the best global threshold over
-        all out-of-fold scores, the other two are means over known targets;
-        "mse" judges scores, "log_loss" Platt-scaled ones.
+        all out-of-fold scores; "average_precision" that of each label in each
+        fold, a mean over folds, then labels, with positives; the other two are
+        means over known targets: "mse" judges scores, "log_loss" Platt-scaled ones.
     beta : float
     min_positives : int
         See `DropoutRidge`; it counts the training images of each fold anew.
@@ -112,7 +113,7 @@ class DropoutRidgeCV(LinearHead):
         Of the fit on all rows; see `DropoutRidge`.
     dropout_ : float, or (K,) with `per_label`
     best_score_ : float
-        In the sign of `scoring`: larger is better for "fbeta" alone.
+        In the sign of `scoring`: larger is better for "fbeta", "average_precision".
     cv_results_ : dict of arrays, a row a rate in ascending order
         "dropout", "rho", "score" (all rows together; what decides),
         "fold_scores" (rates, folds), "mean_score", "std_score"; "threshold" for

@@ -13,9 +13,11 @@ from heads.cuts import apply_threshold, best_global_threshold
 from heads.dropout import check_dropouts, dropout_from_rho, rho_from_dropout
 from heads.folds import Fold
 from heads.inputs import check_beta
-from heads.metrics import mean_fbeta
+from heads.metrics import average_precision, mean_fbeta
 from heads.training import TrainingSet
 
+SCORINGS = ("fbeta", "average_precision", "log_loss", "mse")
+_MAXIMISED = ("fbeta", "average_precision")
 _EXTENSIONS = 4  # rates that an end of the grid may grow by
 _LEAST_RATIO = 2.0  # of rho, from a rate to the next beyond the grid
 
@@ -83,9 +85,12 @@ class Search:
     Attributes
     ----------
     dropouts : ascending rates
-    scoring : "fbeta", "log_loss" or "mse"
-        F-beta per image at the best global threshold, to be maximised; or mean
-        log-loss, or mean squared error, over known entries, to be minimised.
+    scoring : "fbeta", "average_precision", "log_loss" or "mse"
+        F-beta per image at the best global threshold, or average precision, to be
+        maximised; or mean log-loss, or mean squared error, over known entries, to
+        be minimised. Average precision is that of each label in each fold, whose
+        fits have intercepts of their own; a mean over folds, then over labels,
+        that have a positive.
     beta : float
     per_label : bool
         Each label takes its own rate, by log-loss or squared error.
@@ -101,12 +106,11 @@ class Search:
         cls, dropouts: Iterable[float], scoring: str, beta: float, per_label: bool
     ) -> Search:
         """Refuse what cannot be searched."""
-        if scoring not in ("fbeta", "log_loss", "mse"):
-            raise ValueError(f"scoring is {scoring!r}; expected 'fbeta', 'log_loss' or 'mse'")
+        if scoring not in SCORINGS:
+            raise ValueError(f"scoring is {scoring!r}; expected one of {', '.join(SCORINGS)}")
         if per_label and scoring == "fbeta":
             raise ValueError(
-                "scoring='fbeta' judges all labels together; per_label=True needs "
-                "scoring='log_loss' or 'mse'"
+                "scoring='fbeta' judges all labels together; per_label=True needs another scoring"
             )
         return cls(check_dropouts(dropouts), scoring, check_beta(beta), per_label)
 
@@ -141,12 +145,24 @@ class _Scorer:
     ) -> None:
         self.data, self.tests, self.search = data, [test for _, test in folds], search
         self.calibrate = calibrate
-        self.truth = _truth(data) if search.scoring == "fbeta" else None
+        self.truth = _truth(data) if search.scoring in _MAXIMISED else None
 
     def score(self, oof: OutOfFold) -> _Score:
-        if self.truth is not None:
-            return self._fbeta(oof.margin if oof.probability is None else oof.probability)
-        return self._loss(oof)
+        if self.truth is None:
+            return self._loss(oof)
+        P = oof.margin if oof.probability is None else oof.probability
+        return self._fbeta(P) if self.search.scoring == "fbeta" else self._precision(P)
+
+    def _precision(self, P: np.ndarray) -> _Score:
+        assert self.truth is not None
+        values = np.full((len(self.tests), self.data.n_labels), np.nan)
+        for fold, test in enumerate(self.tests):
+            if self.data.weight[test].any():
+                values[fold] = average_precision(
+                    self.truth[test], P[test], None, sample_weight=self.data.weight[test]
+                )
+        labels = _mean_defined(values, 0)
+        return _Score(float(_mean_defined(labels, 0)), _mean_defined(values, 1), labels, np.nan)
 
     def _fbeta(self, P: np.ndarray) -> _Score:
         truth, weight, beta = self.truth, self.data.weight, self.search.beta
@@ -208,6 +224,14 @@ def squared_errors(Y: np.ndarray, P: np.ndarray) -> np.ndarray:
     return error
 
 
+def _mean_defined(values: np.ndarray, axis: int) -> np.ndarray:
+    """Mean of what is not NaN; NaN where nothing is."""
+    defined = ~np.isnan(values)
+    number = defined.sum(axis=axis)
+    total = np.where(defined, values, 0).sum(axis=axis)
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+
+
 def _truth(data: TrainingSet) -> csr_matrix | np.ndarray:
     """Labels that hold (soft ones: from 1/2 on); dense with NaN if some are unknown."""
     truth = data.Y >= 0.5
@@ -221,7 +245,7 @@ class _Best:
 
     def __init__(self, search: Search, n_labels: int) -> None:
         self.search = search
-        self.sign = -1.0 if search.scoring == "fbeta" else 1.0
+        self.sign = -1.0 if search.scoring in _MAXIMISED else 1.0
         size = n_labels if search.per_label else 1
         self.cost = np.full(size, np.inf)
         self.dropout = np.zeros(size)

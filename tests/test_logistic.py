@@ -12,11 +12,13 @@ from scipy.sparse import csr_matrix
 from scipy.special import expit, logit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
 
 from heads.cuts import best_global_threshold
 from heads.folds import check_folds
 from heads.logistic import DropoutLogistic, DropoutLogisticCV
 from heads.metrics import log_loss
+from heads.newton import residual, tail
 from heads.rare import logistic_rare_bias
 from heads.training import check_training_set
 
@@ -393,24 +395,63 @@ def test_separable_labels_stay_finite_with_dropout() -> None:
         assert np.abs(head.coef_).max() < 100
 
 
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_the_residual_is_sigma_less_y_at_every_margin(zero: float) -> None:
+    margin = np.array([[-30.0, -1.0, zero, 1.0, 30.0]])
+    for y in (0.0, 0.3, 1.0):
+        Y = np.full_like(margin, y)
+        assert_allclose(residual(margin, tail(margin), Y), expit(margin) - y, atol=1e-15)
+
+
+@pytest.mark.parametrize("noise", ["quadratic", "gaussian"])
+def test_an_offset_of_zero_is_no_offset(noise: str) -> None:
+    data = make(60, 8)
+    fits = [
+        DropoutLogistic(0.4, noise=noise, **TIGHT).fit(data["X"], data["Y"], coef_init=W0)
+        for W0 in (None, np.zeros((data["Y"].shape[1], 8)))
+    ]
+    assert_allclose(fits[0].coef_, fits[1].coef_, atol=1e-4)
+    assert fits[1].n_iter_.max() < 100
+
+
 # ------------------------------------------------------------------ selection
 
 
-@pytest.mark.parametrize("scoring", ["fbeta", "log_loss", "mse"])
+def within_folds(
+    Y: np.ndarray, P: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]], a: np.ndarray
+) -> float:
+    """Average precision of scikit-learn, of each label in each fold that has a positive."""
+    labels = []
+    for k in range(Y.shape[1]):
+        some = [test for _, test in folds if a[test] @ Y[test, k] > 0]
+        values = [
+            average_precision_score(Y[test, k], P[test, k], sample_weight=a[test]) for test in some
+        ]
+        labels += [np.mean(values)] if values else []
+    return float(np.mean(labels))
+
+
+@pytest.mark.parametrize("scoring", ["fbeta", "average_precision", "log_loss", "mse"])
 def test_the_score_of_the_table_is_the_metric_of_the_held_out_scores(scoring: str) -> None:
     data = make(60, 8)
     Y, a = data["Y"], data["sample_weight"]
     data["Y"][:, :2] = data["X"][:, :2] > 0.5
-    head = DropoutLogisticCV([0.0, 0.2, 0.6, 0.95, 0.999], l2=0.01, scoring=scoring, beta=1)
+    data["Y"][:, 2] = 0
+    data["Y"][7, 2] = 1  # in one fold alone
+    folds = check_folds(4, data["X"], Y)
+    head = DropoutLogisticCV(
+        [0.0, 0.2, 0.6, 0.95, 0.999], l2=0.01, scoring=scoring, beta=1, cv=folds
+    )
     head.fit(data["X"], Y, sample_weight=a)
     P = head.oof_predict_proba_
     score = {
+        "average_precision": lambda: within_folds(Y, P, folds, a),
         "fbeta": lambda: best_global_threshold(P, Y, 1, sample_weight=a)[1],
         "log_loss": lambda: log_loss(Y, P, sample_weight=a),
         "mse": lambda: np.average(((Y - P) ** 2).mean(axis=1), weights=a),
     }[scoring]()
     assert head.best_score_ == pytest.approx(score)
-    pick = max if scoring == "fbeta" else min
+    pick = max if scoring in ("fbeta", "average_precision") else min
     assert head.best_score_ == pick(head.cv_results_["score"])
 
 

@@ -416,14 +416,15 @@ def test_a_leaked_label_does_not_help_and_a_real_one_does() -> None:
     assert real.best_score_ < 0.5 * np.mean((Y - Y.mean(axis=0)) ** 2)
 
 
-@pytest.mark.parametrize("scoring", ["fbeta", "log_loss", "mse"])
+@pytest.mark.parametrize("scoring", ["fbeta", "average_precision", "log_loss", "mse"])
 def test_the_best_rate_of_the_table_is_taken(scoring: str) -> None:
     data = make(60, 8)
     data["Y"][:, :2] = data["X"][:, :2] > 0.5
     head = DropoutRidgeCV([0.0, 0.01, 0.3, 0.6, 0.99], scoring=scoring)
     head.fit(data["X"], data["Y"])
     table = head.cv_results_
-    best = table["score"].max() if scoring == "fbeta" else table["score"].min()
+    largest = scoring in ("fbeta", "average_precision")
+    best = table["score"].max() if largest else table["score"].min()
     assert head.best_score_ == best
     # Of equally good rates the strongest.
     assert head.dropout_ == table["dropout"][table["score"] == best].max()
