@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -148,23 +147,19 @@ PEERS: dict[str, dict[str, Play]] = {
 # ------------------------------------------------------------------- quality
 
 
-def quality(caches: str) -> list[dict[str, object]]:
-    """Out-of-fold log-loss, AP and F2 of each contestant on the target caches of a quickstart.
+def quality(path: str) -> list[dict[str, object]]:
+    """Out-of-fold log-loss, AP and F2 of each contestant on a labelled cache, view 0.
 
     Each at its best rate by log-loss; ridge scores are made probabilities by one Platt map.
     AP is a mean over labels and folds, since folds have intercepts of their own; F2 is that at
     the best threshold over all images.
     """
-    found: list[dict[str, object]] = []
-    for path in sorted(Path(caches).glob("[!o]*_stage_1/*.h5")):
-        cache = FeatureCache(path)
-        rows = cache.training()
-        Y = np.asarray(rows["Y"].todense(), np.float32)
-        game = Contest(cache.x("eval")[cache.valid], Y, 2.0 ** np.arange(8))
-        start = {key: rows[key] for key in ("coef_init", "intercept_init")}
-        for name, P in _contestants(game, start):
-            found.append({"network": path.stem, "head": name} | _scores(game, P))
-    return found
+    cache = FeatureCache(path)
+    rows = cache.training()
+    Y = np.asarray(rows["Y"].todense(), np.float32)
+    game = Contest(np.ascontiguousarray(rows["X"][:, 0], np.float32), Y, 2.0 ** np.arange(8))
+    start = {key: rows[key] for key in ("coef_init", "intercept_init")}
+    return [{"head": name} | _scores(game, P) for name, P in _contestants(game, start)]
 
 
 def _contestants(game: Contest, start: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
