@@ -170,15 +170,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--only", default="", help="lines whose name contains this")
     options = parser.parse_args(arguments)
-    name = "heads_quick" if options.quick else "heads"
+    quick = "_quick" if options.quick else ""
     lines = [measure(row) for row in rows(options.quick) if options.only in row.name]
     if not options.only:
         lines += import_seconds()
-    report(name, lines, "Cross-validated heads; n=1,000 d=2,048 K=500 unless said")
+    report(f"heads{quick}", lines, "Cross-validated heads; n=1,000 d=2,048 K=500 unless said")
     if not options.only:
-        report(f"{name}_peers", contest(options.quick), "The same fits by others, seconds")
+        report(f"heads_peers{quick}", contest(options.quick), "The same fits by others, seconds")
     if options.cache:
-        report(f"{name}_quality", quality(options.cache), "Out-of-fold scores on kanji features")
+        report(
+            f"heads_quality{quick}", quality(options.cache), "Out-of-fold scores on kanji features"
+        )
     return 0
 
 

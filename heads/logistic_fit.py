@@ -75,10 +75,10 @@ class Rows:
         axes: PrincipalAxes,
         test: np.ndarray | None,
     ) -> None:
-        self.images, self.objective, self.axes, self.test = images, objective, axes, test
-        self.X = data.rows(images)
+        self.data, self.images, self.objective = data, images, objective
+        self.axes, self.test = axes, test
         self.weight = data.row_weight(images)
-        self.m = second_moments(self.X, self.weight)
+        self.m = second_moments(data.rows(images), self.weight)
         self.made = ""
 
     def prepare(self, rho: np.ndarray) -> None:
@@ -90,15 +90,16 @@ class Rows:
         if name == self.made:
             return
         self.made = name
+        X = self.data.rows(self.images)  # not kept: folds hold Z alone
         if name == "scaled":
-            self.at: Coordinates = scaled_coordinates(self.X, self.weight, self.m)
-            self.Z = self.at.features(self.X)
+            self.at: Coordinates = scaled_coordinates(X, self.weight, self.m)
+            self.Z = self.at.features(X)
         else:
             m = self.m if name == "dropout" else None
-            self.at, self.Z = self.axes.coordinates(self.X, self.weight, m)
+            self.at, self.Z = self.axes.coordinates(X, self.weight, m)
         self.squares = None
         if noisy and self.objective.noise == "gaussian":
-            self.squares = (self.X * self.at.basis) ** 2
+            self.squares = (X * self.at.basis) ** 2
         self.held = None if self.test is None else self.at.features(self.test)
 
     def penalty(self, strength: np.ndarray) -> np.ndarray:
