@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
+from itertools import islice
 from operator import add
 from typing import Any
 
@@ -22,6 +23,7 @@ from heads.selection import OutOfFold
 from heads.systems import FeatureSystem, RowSystem
 from heads.training import TrainingSet, label_patterns
 
+_PIECES = 4  # of a fold, whose moments are made side by side
 _READY_BYTES = 1 << 28  # held-out scores that wait at once
 
 
@@ -131,7 +133,10 @@ def fold_moments(
     )
     if not whole or len(folds) < 2 or data.known is not None:
         return [None] * len(folds)
-    parts = run(lambda fold: image_moments(data, fold[1], labels, data.dtype), folds)
+    # In pieces, since folds alone would not keep all cores busy.
+    pieces = [piece for _, test in folds for piece in np.array_split(test, _PIECES) if len(piece)]
+    made = iter(run(lambda piece: image_moments(data, piece, labels, data.dtype), pieces))
+    parts = [reduce(add, islice(made, min(_PIECES, len(test)))) for _, test in folds]
     shared: list[FoldMoments | None] = []
     for index, part in enumerate(parts):
         others = parts[:index] + parts[index + 1 :]
@@ -274,6 +279,7 @@ class FoldScores:
         self.data, self.fits, self.run = data, fits, run
         self.waiting = dropouts[::-1].tolist()
         self.ready: dict[float, np.ndarray] = {}
+        self.errors: dict[float, np.ndarray] = {}
         scores = data.n_images * data.n_labels * data.dtype.itemsize
         self.at_once = max(1, _READY_BYTES // max(1, scores))
 
@@ -290,8 +296,13 @@ class FoldScores:
 
     def squared_errors(self, dropout: float) -> np.ndarray:
         """(folds, K) weighted sums of squared errors of held-out scores, without the scores."""
-        rho = float(rho_from_dropout(dropout))
-        return np.stack(self.run(lambda fit: fit.squared_error(rho), self.fits))
+        if dropout not in self.errors:
+            rates = [dropout, *(p for p in self.waiting if p < dropout)]
+            self.waiting = []  # scores, if any are asked for, are those of one rate
+            tasks = [(float(rho_from_dropout(p)), fit) for p in rates for fit in self.fits]
+            made = iter(self.run(lambda task: task[1].squared_error(task[0]), tasks))
+            self.errors |= {p: np.stack(list(islice(made, len(self.fits)))) for p in rates}
+        return self.errors[dropout]
 
     def _make(self, rates: list[float]) -> None:
         shape = (self.data.n_images, self.data.n_labels)

@@ -200,6 +200,7 @@ class FeatureSystem:
         self.mean_x, self.mean_t = moments.mean_x, moments.mean_t
         self.m = moments.raw
         self.xx, self.xt = moments.centred()
+        self._made: tuple[tuple[str | float, np.dtype[Any]], np.ndarray, np.ndarray] | None = None
 
     def rounds_badly(self, rho: float) -> bool:
         """Whether float32 products in the moments matter at this rate."""
@@ -207,9 +208,13 @@ class FeatureSystem:
         return _rounds_badly(gram, size)
 
     def _gram(self, rho: float, dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray, float]:
-        _, shape, size = _penalty(self.m, rho, self.l2)
-        scale = inverse_root(shape)
-        return (self.xx * scale * scale[:, None]).astype(dtype, copy=False), scale, size
+        name, shape, size = _penalty(self.m, rho, self.l2)
+        made = self._made
+        if made is None or made[0] != (name, dtype):
+            scale = inverse_root(shape)
+            gram = (self.xx * scale * scale[:, None]).astype(dtype, copy=False)
+            self._made = made = ((name, dtype), gram, scale)
+        return made[1], made[2], size
 
     def coefficients(self, rho: float) -> tuple[np.ndarray, np.ndarray]:
         """D (k, d) and b (k,)."""
