@@ -40,7 +40,7 @@ def check_l2(l2: float) -> float:
 
 def check_dropouts(dropouts: Iterable[float]) -> np.ndarray:
     """Rates as an ascending array without repeats."""
-    rates = np.unique([check_dropout(p) for p in np.ravel(np.asarray(dropouts, np.float64))])
+    rates = np.unique([check_dropout(p) for p in np.ravel(np.asarray(list(dropouts), np.float64))])
     if not len(rates):
         raise ValueError("dropouts is empty; give at least one rate in [0, 1)")
     return rates

@@ -71,17 +71,20 @@ def scaled_coordinates(X: np.ndarray, weight: np.ndarray, shape: np.ndarray) -> 
     return Coordinates(mean, inverse_root(shape).astype(X.dtype))
 
 
-def principal_axes(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def principal_axes(rows: np.ndarray, weight: np.ndarray, complete: bool = False) -> np.ndarray:
     """Orthonormal principal axes (r, d) of centred rows (n, d), weighted.
 
-    Directions in which rows do not vary, to rounding, are dropped. The Gram
-    matrix is on the smaller side; O(n d min(n, d)).
+    Directions in which rows do not vary, to rounding, are dropped, unless a `complete`
+    basis is asked for, of n >= d rows. The Gram matrix is on the smaller side;
+    O(n d min(n, d)).
     """
     weighted = rows * np.sqrt(weight).astype(rows.dtype)[:, None]
     by_rows = rows.shape[0] < rows.shape[1]
     gram = weighted @ weighted.T if by_rows else weighted.T @ weighted
     values, vectors = np.linalg.eigh(gram)
     kept = values > len(gram) * np.finfo(gram.dtype).eps * max(float(values[-1]), 0.0)
+    if complete:
+        kept[:] = True
     axes = vectors[:, kept].T
     return (axes / np.sqrt(values[kept])[:, None]) @ weighted if by_rows else axes
 
@@ -99,21 +102,29 @@ class PrincipalAxes:
         self.lock = Lock()
 
     def coordinates(
-        self, X: np.ndarray, weight: np.ndarray, m: np.ndarray | None
+        self, X: np.ndarray, weight: np.ndarray, m: np.ndarray | None, precise: bool
     ) -> tuple[Coordinates, np.ndarray]:
-        """Coordinates of some rows X (n, d), divided by sqrt(m) or left, and Z (n, r) there."""
+        """Coordinates of some rows X (n, d), divided by sqrt(m) or left, and Z (n, r) there.
+
+        Under a small penalty, or with features of unlike scale, directions count in
+        which rows hardly vary: they must be `precise`, by products in float64.
+        """
         scaled = scaled_coordinates(X, weight, np.ones(X.shape[1]) if m is None else m)
         rows = scaled.features(X)
-        own = len(X) < X.shape[1] or X.shape[1] < _CHEAP
-        axes = principal_axes(rows, weight) if own else self._of_all(m is not None)
+        if len(X) >= X.shape[1] >= _CHEAP and not precise:
+            axes = self._of_all(m is not None)
+        else:
+            exact = rows.astype(np.float64) if precise else rows
+            axes = principal_axes(exact, weight).astype(rows.dtype, copy=False)
         return Coordinates(scaled.mean, scaled.scale, axes), rows @ axes.T
 
     def _of_all(self, divided: bool) -> np.ndarray:
+        """A whole basis: the span of a fold's rows is not that of all, differently scaled."""
         with self.lock:
             if divided not in self.made:
                 images = np.flatnonzero(self.data.weight > 0)
                 X, weight = self.data.rows(images), self.data.row_weight(images)
                 shape = second_moments(X, weight) if divided else np.ones(X.shape[1])
                 rows = scaled_coordinates(X, weight, shape).features(X)
-                self.made[divided] = principal_axes(rows, weight)
+                self.made[divided] = principal_axes(rows, weight, complete=True)
             return self.made[divided]

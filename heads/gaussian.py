@@ -38,6 +38,7 @@ _LOGISTIC_VARIANCE = np.pi**2 / 3
 _FOURTH = np.pi**4 / 180
 _SIXTH = np.pi**6 / 2835
 _EIGHTH = np.pi**8 / 37800 + _FOURTH**2 / 2
+_FAR = 13.0  # standard deviations, from which on the series is 0 in float32
 _CLIP = 85.0  # of the margin, so that cosh is finite in float32
 _REFRESH = 10  # gradients
 _SORTED = 1 << 16  # entries that are sorted by rule at once
@@ -123,7 +124,7 @@ def _by_series(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     real = u.dtype.type
     k = v + real(_LOGISTIC_VARIANCE)
     root = np.sqrt(k)
-    z = u / root
+    z = np.minimum(u / root, real(_FAR))
     y = z * z
     density = np.exp(real(-0.5) * y)
     density *= real(1 / np.sqrt(2 * np.pi))

@@ -29,6 +29,7 @@ from heads.selection import OutOfFold, Start
 from heads.training import TrainingSet, label_patterns
 
 _LABELS = 256  # of one product
+_WEAK = 0.01  # rho below which coordinates must be precise
 _POINTS = 3  # of a path of rates that foretell the next
 _AHEAD = 2.5  # steps, at most, that they foretell
 
@@ -79,7 +80,7 @@ class Rows:
         self.axes, self.test = axes, test
         self.weight = data.row_weight(images)
         self.m = second_moments(data.rows(images), self.weight)
-        self.made = ""
+        self.key = "", False
 
     def prepare(self, rho: np.ndarray) -> None:
         """Choose coordinates: principal axes where the penalties of all labels are alike."""
@@ -87,16 +88,17 @@ class Rows:
         name = "l2" if l2 > 0 else "dropout"
         if noisy and (l2 > 0 or self.objective.noise == "gaussian"):
             name = "scaled"
-        if name == self.made:
+        precise = name == "l2" or (name == "dropout" and float(rho.min()) < _WEAK)
+        if self.key == (name, precise):
             return
-        self.made = name
+        self.key = name, precise
         X = self.data.rows(self.images)  # not kept: folds hold Z alone
         if name == "scaled":
             self.at: Coordinates = scaled_coordinates(X, self.weight, self.m)
             self.Z = self.at.features(X)
         else:
             m = self.m if name == "dropout" else None
-            self.at, self.Z = self.axes.coordinates(X, self.weight, m)
+            self.at, self.Z = self.axes.coordinates(X, self.weight, m, precise)
         self.squares = None
         if noisy and self.objective.noise == "gaussian":
             self.squares = (X * self.at.basis) ** 2
@@ -105,9 +107,9 @@ class Rows:
     def penalty(self, strength: np.ndarray) -> np.ndarray:
         """(k, 1) or (k, r) penalty strength_k m_j + l2 in these coordinates."""
         dtype, l2 = self.Z.dtype, self.objective.l2
-        if self.made == "dropout":
+        if self.key[0] == "dropout":
             return strength[:, None].astype(dtype)
-        if self.made == "l2":
+        if self.key[0] == "l2":
             return np.full((len(strength), 1), l2, dtype)
         scale = self.at.basis.astype(np.float64) ** 2
         # A feature that is always 0 has no gradient; any penalty keeps it there.
@@ -122,6 +124,7 @@ class _Point:
     at: float
     W: np.ndarray
     b: np.ndarray
+    origin: bool = False  # infinite rho
 
 
 def _place(rho: float, noise: str) -> float:
@@ -139,7 +142,7 @@ def _extrapolate(path: list[_Point], at: float, moved: np.ndarray) -> tuple[np.n
     That takes a third off the iterations; but it is done one step ahead only, and
     not for labels that have not `moved` at the last rate: they would run away.
     """
-    near = path[-_POINTS:] if path[0].at != 0 else path
+    near = path if path[0].origin else path[-_POINTS:]
     if at - near[-1].at > _AHEAD * (near[-1].at - near[-2].at):
         return path[-1].W, path[-1].b
     W, b = np.zeros_like(near[0].W), np.zeros_like(near[0].b)
@@ -176,7 +179,7 @@ class Chunk:
         self.path: list[_Point] = []
         self.moved = np.ones(len(labels), bool)
         self.solution: Solution | None = None
-        self.made = ""
+        self.made = "", False
 
     def start_from(self, start: Start) -> None:
         """Start the path from coefficients of fits on some of the rows."""
@@ -185,18 +188,18 @@ class Chunk:
         W, b = self._without_weights()
         known = start.folds[labels] > 0
         W[known], b[known] = at.weights(D)[known], (start.b[labels] + D @ at.mean)[known]
-        self.made, self.path = self.rows.made, [_Point(-np.inf, W, b)]
+        self.made, self.path = self.rows.key, [_Point(-np.inf, W, b)]
 
     def solve(self, rho: np.ndarray) -> Solution:
         """Solution at rates rho (k,), started from those at the rates before."""
         rows, noise = self.rows, self.rows.objective.noise
         at = _place(float(rho.max()), noise)
-        if self.made != rows.made or (self.path and at <= self.path[-1].at):
-            self.made, self.path = rows.made, []
+        if self.made != rows.key or (self.path and at <= self.path[-1].at):
+            self.made, self.path = rows.key, []
         if not self.path:
             W, b = self._without_weights()
             # Infinite rho, where the weights are zero, has no place on a logarithm's path.
-            self.path = [_Point(0.0, W, b)] if noise == "gaussian" else []
+            self.path = [_Point(0.0, W, b, origin=True)] if noise == "gaussian" else []
             self.moved[:] = True
         if len(self.path) > 1:
             W, b = _extrapolate(self.path, at, self.moved)
@@ -212,9 +215,16 @@ class Chunk:
         return self.solution
 
     def _without_weights(self) -> tuple[np.ndarray, np.ndarray]:
-        W = np.zeros((len(self.labels), self.rows.Z.shape[1]), self.data.dtype)
-        start = np.log(self.rate / (1 - self.rate))
-        return W, (start if self.offset is None else np.zeros(len(W))).astype(W.dtype)
+        """The solution at infinite rho: no weights, and the best intercepts."""
+        k, rows = len(self.labels), self.rows
+        W = np.zeros((k, rows.Z.shape[1]), self.data.dtype)
+        b = np.log(self.rate / (1 - self.rate)).astype(W.dtype)
+        if self.offset is None:
+            return W, b
+        weight, none = rows.weight.astype(W.dtype), W[:, :0]
+        plain = LogisticBatch(rows.Z[:, :0], self.Y, weight, self.offset, none, 0 * b, none)
+        tolerance = rows.objective.tol * base_rate_loss(self.Y, weight)
+        return W, minimise(plain, tolerance, rows.objective.max_iter).b
 
     def _batch(self, W: np.ndarray, b: np.ndarray, weight: np.ndarray, rho: np.ndarray) -> Batch:
         rows = self.rows
@@ -345,8 +355,8 @@ def warn_unconverged(failed: list[np.ndarray], objective: Objective, stacklevel:
         return
     named = ", ".join(map(str, labels[:10])) + (", ..." if len(labels) > 10 else "")
     warnings.warn(
-        f"{len(labels)} labels ({named}) did not converge in {objective.max_iter} iterations; "
-        "raise max_iter, tol or the dropout rate",
+        f"{len(labels)} label{'s' if len(labels) > 1 else ''} ({named}) did not converge in "
+        f"{objective.max_iter} iterations; raise max_iter or tol, or leave out the weakest rates",
         ConvergenceWarning,
         stacklevel=stacklevel,
     )

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_TRUST = 8.0  # times the greatest margin: how far it may be tried
 _MEMORY = 8  # steps that the curvature is estimated from
 _LINE_STEPS = 20
 _LINE_GROWTH = 4.0  # of the step, while the derivative still falls
@@ -67,6 +68,10 @@ class Batch(ABC):
         """Make all products along a direction; return an estimate of the second derivative."""
 
     @abstractmethod
+    def furthest(self) -> np.ndarray:
+        """Step beyond which no first trial along the direction goes."""
+
+    @abstractmethod
     def slope(self, t: np.ndarray, part: np.ndarray) -> np.ndarray:
         """Derivative of the labels `part` at steps t; the last call of each label counts."""
 
@@ -104,10 +109,11 @@ def minimise(batch: Batch, tolerance: np.ndarray, max_iter: int) -> Solution:
         memory.learn(t, g, g_b)
         slope = memory.turn(batch)
         done = -slope <= 2 * tolerance[labels]
-        stop = done | (iteration == max_iter)
+        lost = ~np.isfinite(slope)  # beyond the range of the type: the start is kept
+        stop = done | lost | (iteration == max_iter)
         if stop.any():
-            at = labels[stop]
-            result.W[at], result.b[at] = batch.W[stop], batch.b[stop]
+            kept, at = stop & ~lost, labels[stop]
+            result.W[labels[kept]], result.b[labels[kept]] = batch.W[kept], batch.b[kept]
             result.n_iter[at], result.converged[at] = iteration, done[stop]
             if stop.all():
                 break
@@ -116,7 +122,9 @@ def minimise(batch: Batch, tolerance: np.ndarray, max_iter: int) -> Solution:
             batch.keep(left)
             memory.keep(left)
         second = batch.aim(memory.direction, memory.direction_b)
-        t = _search(batch, slope, -slope / second if iteration == 1 else np.ones_like(slope))
+        far = batch.furthest()
+        trial = -slope / np.maximum(second, -slope / far) if iteration == 1 else np.minimum(1, far)
+        t = _search(batch, slope, trial)
         batch.move(t)
     return result
 
@@ -196,9 +204,8 @@ class _Memory:
 def _search(batch: Batch, slope: np.ndarray, t: np.ndarray) -> np.ndarray:
     """Step of each label, tried from `t` on, at which its derivative has nearly vanished.
 
-    Secants of the derivative, kept inside a bracket by the Illinois rule. Where
-    that fails to rounding, the longest step that still descends, so that a convex
-    objective never rises.
+    Secants of the derivative, kept inside a bracket by the Illinois rule; where
+    that fails to rounding, the longest step that still descends.
     """
     low, high = np.zeros_like(t), np.full_like(t, np.inf)
     f_low, f_high = slope.copy(), np.zeros_like(t)
@@ -253,6 +260,7 @@ class RowBatch(Batch):
     """
 
     r: np.ndarray  # expected sigma(mu) - y
+    q: np.ndarray  # what a step of 1 adds to the margins
 
     def __init__(
         self,
@@ -269,7 +277,7 @@ class RowBatch(Batch):
         self.margin = self._margins(W, b)
         if offset is not None:
             self.margin += offset
-        self.by_label = ["Y", "offset", "margin", "W", "b", "M", "c"]
+        self.by_label = ["Y", "offset", "margin", "W", "b", "M", "c", "reach"]
 
     def _margins(self, W: np.ndarray, b: np.ndarray) -> np.ndarray:
         margin = times_transposed(W, self.Z)
@@ -282,10 +290,18 @@ class RowBatch(Batch):
         A row far on the wrong side has no curvature, but a residual of 1: steps by h
         alone would know no bounds.
         """
-        reach = 1 + np.maximum(self.margin.max(axis=1), -self.margin.min(axis=1))
-        bound = np.abs(self.r) @ self.weight / reach
+        self.reach = 1 + np.maximum(self.margin.max(axis=1), -self.margin.min(axis=1))
+        bound = np.abs(self.r) @ self.weight / self.reach
         c: np.ndarray = np.maximum(h @ self.weight, bound)
         return np.maximum(c, np.finfo(c.dtype).tiny)
+
+    def furthest(self) -> np.ndarray:
+        """Where margins have gone several times as far as any is now.
+
+        Far rows have a loss without curvature, along which a trial would go to infinity.
+        """
+        far = np.maximum(self.q.max(axis=1), -self.q.min(axis=1))
+        return _TRUST * self.reach / np.maximum(far, np.finfo(far.dtype).tiny)
 
     def keep(self, kept: np.ndarray) -> None:
         for name in self.by_label:

@@ -37,7 +37,7 @@ def label_counts(
     """Weighted positives sum_i a_i y_ik and known images sum_i a_i; (k,) float64 each."""
     at = np.ix_(images, labels)
     weight = data.weight[images]
-    positives = (weight.astype(data.dtype) @ data.Y[at]).astype(np.float64)
+    positives = weight @ data.Y[at]  # in float64: few negatives must not round to none
     if data.known is None:
         return positives, np.full(len(labels), weight.sum())
     return positives, weight @ data.known[at]

@@ -115,7 +115,8 @@ class DropoutRidgeCV(LinearHead):
     best_score_ : float
         In the sign of `scoring`: larger is better for "fbeta", "average_precision".
     cv_results_ : dict of arrays, a row a rate in ascending order
-        "dropout", "rho", "score" (all rows together; what decides),
+        "dropout", "rho", "score" (what decides: of all rows together, but for
+        average precision),
         "fold_scores" (rates, folds), "mean_score", "std_score"; "threshold" for
         "fbeta", else "label_scores" (rates, K).
     oof_decision_function_, oof_predict_proba_ : (n, K)
@@ -181,7 +182,9 @@ class DropoutRidgeCV(LinearHead):
             return [(every, every)], lambda dropout: OutOfFold(
                 whole.held_out(float(rho_from_dropout(dropout))), None
             )
-        folds = check_folds(self.cv, every, fold_targets(data), data.groups, self.random_state)
+        folds = check_folds(
+            self.cv, every, fold_targets(data, self._binary), data.groups, self.random_state
+        )
         fits = fit_folds(data, folds, l2, self.min_positives, run)
         return folds, FoldScores(data, fits, dropouts, run)
 

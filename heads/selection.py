@@ -93,7 +93,7 @@ class Search:
         that have a positive.
     beta : float
     per_label : bool
-        Each label takes its own rate, by log-loss or squared error.
+        Each label takes its own rate, by any scoring but F-beta.
     """
 
     dropouts: np.ndarray
@@ -162,6 +162,11 @@ class _Scorer:
                     self.truth[test], P[test], None, sample_weight=self.data.weight[test]
                 )
         labels = _mean_defined(values, 0)
+        if np.isnan(labels).all():
+            raise ValueError(
+                "no label is positive in a fold; average precision is undefined: "
+                "give labels with positives or another scoring"
+            )
         return _Score(float(_mean_defined(labels, 0)), _mean_defined(values, 1), labels, np.nan)
 
     def _fbeta(self, P: np.ndarray) -> _Score:

@@ -16,7 +16,7 @@ from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import assert_all_finite
 
-from heads.inputs import check_weights
+from heads.inputs import Matrix, check_weights
 
 _CHUNK_BYTES = 1 << 25  # converted features that are held at once
 
@@ -143,9 +143,10 @@ def label_patterns(
     return [(labels[code == c], images[block[:, first[c]]]) for c in range(len(first))]
 
 
-def fold_targets(data: TrainingSet) -> csr_matrix:
-    """(n, K) known positives, by which folds are balanced."""
-    return csr_matrix(data.Y > 0)
+def fold_targets(data: TrainingSet, binary: bool) -> Matrix:
+    """(n, K) known positives, or (n,) of a binary target, by which folds are balanced."""
+    positive = data.Y > 0
+    return positive[:, 0] if binary else csr_matrix(positive)
 
 
 # ------------------------------------------------------------------ checking

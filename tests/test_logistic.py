@@ -13,6 +13,7 @@ from scipy.special import expit, logit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
+from sklearn.model_selection import StratifiedKFold
 
 from heads.cuts import best_global_threshold
 from heads.folds import check_folds
@@ -412,6 +413,80 @@ def test_an_offset_of_zero_is_no_offset(noise: str) -> None:
     ]
     assert_allclose(fits[0].coef_, fits[1].coef_, atol=1e-4)
     assert fits[1].n_iter_.max() < 100
+
+
+# ------------------------------------------------------------- hard problems
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_coarse_path_towards_start_weights_does_not_run_away(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    X = np.maximum(rng.normal(size=(150, 60)), 0).astype(dtype)
+    Y = (X @ rng.normal(size=(60, 8)) > 1) * 1.0
+    start = {"coef_init": np.zeros((8, 60)), "intercept_init": np.full(8, -3.0)}
+    path = DropoutLogisticCV((0.999, 0.9, 0.61), noise="gaussian", scoring="log_loss")
+    path.fit(X, Y, **start)
+    alone = DropoutLogisticCV((0.61,), noise="gaussian", scoring="log_loss").fit(X, Y, **start)
+    score = path.cv_results_["score"][path.cv_results_["dropout"] == 0.61]
+    assert score == pytest.approx(alone.best_score_, abs=1e-3)
+
+
+def test_features_of_unlike_scale_in_float32_are_all_used() -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 3)) * [1e4, 1, 0.1]
+    y = (X[:, 1] + 0.3 * rng.logistic(size=300) > 0) * 1.0
+    head = DropoutLogistic(0.0, l2=1.0, tol=1e-9).fit(X.astype(np.float32), y[:, None])
+    peer = LogisticRegression(C=1, tol=1e-9, max_iter=10_000).fit(X, y)
+    assert_allclose(head.coef_[0, 1:], peer.coef_[0, 1:], rtol=2e-2, atol=2e-2)
+
+
+def test_folds_of_rank_deficient_rows_are_solved_in_their_own_span() -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(700, 60)) @ rng.normal(size=(60, 260))
+    Y = (X @ rng.normal(size=(260, 3)) / 20 + rng.logistic(size=(700, 3)) > 1) * 1.0
+    folds = check_folds(3, X, Y)
+    head = DropoutLogisticCV([0.5], cv=folds, scoring="log_loss", tol=1e-10).fit(X, Y)
+    for train, test in folds:
+        alone = DropoutLogistic(0.5, tol=1e-10).fit(X[train], Y[train]).predict_proba(X[test])
+        assert_allclose(head.oof_predict_proba_[test], alone, atol=1e-3)
+
+
+def test_few_negatives_of_little_weight_give_finite_numbers() -> None:
+    weight, Y = np.full(50, 1e9), np.ones((50, 1))
+    weight[0], Y[0] = 1, 0
+    X = np.random.default_rng(0).random((50, 5), np.float32)
+    head = DropoutLogistic().fit(X, Y, sample_weight=weight)
+    assert np.isfinite(head.coef_).all()
+    assert 15 < head.intercept_[0] + head.coef_[0] @ X.mean(axis=0) < 30  # about log(5e10)
+
+
+@Noise
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1e2, 1e3, 1e4, 1e5])
+def test_wild_start_weights_do_no_worse_than_no_change(
+    noise: str, dtype: type, size: float
+) -> None:
+    data = make(60, 8)
+    data["coef_init"] = size * np.random.default_rng(1).normal(size=data["coef_init"].shape)
+    head = DropoutLogistic(0.5, noise=noise).fit(**(data | {"X": data["X"].astype(dtype)}))
+    for k in range(data["Y"].shape[1]):
+        f = objective(noise, data, k, 0.5, 0.0)
+        still = np.append(np.zeros(8), data["intercept_init"][k])
+        there = np.append(head.coef_[k] - data["coef_init"][k], head.intercept_[k])
+        assert f(there) <= f(still)
+
+
+def test_binary_targets_take_scikit_learns_splitters() -> None:
+    data = make(60, 8)
+    head = DropoutLogisticCV([0.5], cv=StratifiedKFold(3), scoring="log_loss")
+    assert head.fit(data["X"], data["Y"][:, 0] > 0.5).oof_predict_proba_.shape[0] == 60
+
+
+def test_average_precision_needs_a_positive() -> None:
+    data = make(60, 8)
+    head = DropoutLogisticCV([0.5], scoring="average_precision")
+    with pytest.raises(ValueError, match="no label is positive"):
+        head.fit(data["X"], np.zeros((60, 3)))
 
 
 # ------------------------------------------------------------------ selection
