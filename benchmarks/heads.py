@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--only", default="", help="lines whose name contains this")
     options = parser.parse_args(arguments)
-    quick = "_quick" if options.quick else ""
+    quick = "_quick" if options.quick or options.only else ""  # not kept under the whole name
     lines = [measure(row) for row in rows(options.quick) if options.only in row.name]
     if not options.only:
         lines += import_seconds()
