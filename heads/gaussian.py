@@ -211,7 +211,7 @@ class GaussianBatch(RowBatch):
     def precondition(self, g: np.ndarray, g_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.divide(g, self.M, out=np.zeros_like(g), where=self.M > 0), g_b / self.c
 
-    def aim(self, direction: np.ndarray, direction_b: np.ndarray) -> np.ndarray:
+    def aim(self, direction: np.ndarray, direction_b: np.ndarray) -> None:
         self.direction, self.direction_b = direction, direction_b
         self.q = self._margins(direction, direction_b)
         self.aq = self.q * self.weight
@@ -222,6 +222,8 @@ class GaussianBatch(RowBatch):
         penalised = self.penalty * direction
         self.square = dot(penalised, direction)
         self.linear = dot(penalised, self.W)
+
+    def second(self) -> np.ndarray:
         return dot(self.weight * self.h, self.q * self.q + self.bend) + self.square
 
     def slope(self, t: np.ndarray, part: np.ndarray) -> np.ndarray:

@@ -64,8 +64,12 @@ class Batch(ABC):
         """M^-1 applied to what is shaped like a gradient."""
 
     @abstractmethod
-    def aim(self, direction: np.ndarray, direction_b: np.ndarray) -> np.ndarray:
-        """Make all products along a direction; return an estimate of the second derivative."""
+    def aim(self, direction: np.ndarray, direction_b: np.ndarray) -> None:
+        """Make all products along a direction."""
+
+    @abstractmethod
+    def second(self) -> np.ndarray:
+        """An estimate of the second derivative along the direction."""
 
     @abstractmethod
     def furthest(self) -> np.ndarray:
@@ -121,9 +125,12 @@ def minimise(batch: Batch, tolerance: np.ndarray, max_iter: int) -> Solution:
             labels, slope = labels[left], slope[left]
             batch.keep(left)
             memory.keep(left)
-        second = batch.aim(memory.direction, memory.direction_b)
+        batch.aim(memory.direction, memory.direction_b)
         far = batch.furthest()
-        trial = -slope / np.maximum(second, -slope / far) if iteration == 1 else np.minimum(1, far)
+        if iteration == 1:
+            trial = -slope / np.maximum(batch.second(), -slope / far)
+        else:
+            trial = np.minimum(1, far)
         t = _search(batch, slope, trial)
         batch.move(t)
     return result
@@ -372,13 +379,15 @@ class LogisticBatch(RowBatch):
     def precondition(self, g: np.ndarray, g_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return g / self.M, g_b / self.c
 
-    def aim(self, direction: np.ndarray, direction_b: np.ndarray) -> np.ndarray:
+    def aim(self, direction: np.ndarray, direction_b: np.ndarray) -> None:
         self.direction, self.direction_b = direction, direction_b
         self.q = self._margins(direction, direction_b)
         self.aq = self.q * self.weight
         penalised = self.penalty * direction
         self.square = dot(penalised, direction)
         self.linear = dot(penalised, self.W)
+
+    def second(self) -> np.ndarray:
         return np.einsum("kn,kn,kn->k", self.aq, self.q, self.h) + self.square
 
     def slope(self, t: np.ndarray, part: np.ndarray) -> np.ndarray:
