@@ -157,7 +157,7 @@ def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF data say; damaged EXIF data are no reason to give up the pixels."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:
+    except Exception:  # Pillow raises whatever damaged EXIF makes it stumble over
         return image
 
 

@@ -28,7 +28,8 @@ import numpy as np
 from numpy.polynomial.hermite_e import hermegauss
 from scipy.special import ndtr
 
-from heads.newton import RowBatch, dot, residual, times_transposed
+from heads.losses import RowBatch, residual, times_transposed
+from heads.newton import dot
 
 # Largest variance, pairs of nodes, and for equally spaced ones their reach in standard deviations.
 _RULES = ((0.25, 3, None), (1.0, 5, None), (4.0, 9, 5.2), (9.0, 12, 5.2), (25.0, 18, 5.2))

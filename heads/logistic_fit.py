@@ -22,7 +22,8 @@ from heads.dropout import (
 )
 from heads.features import Coordinates, PrincipalAxes, scaled_coordinates
 from heads.gaussian import GaussianBatch
-from heads.newton import Batch, LogisticBatch, Solution, base_rate_loss, minimise
+from heads.losses import LogisticBatch, base_rate_loss
+from heads.newton import Batch, Solution, minimise
 from heads.parallel import Map, worker_threads
 from heads.rare import label_counts, logistic_rare_bias, trainable
 from heads.selection import OutOfFold, Start

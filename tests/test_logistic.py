@@ -18,8 +18,8 @@ from sklearn.model_selection import StratifiedKFold
 from heads.cuts import best_global_threshold
 from heads.folds import check_folds
 from heads.logistic import DropoutLogistic, DropoutLogisticCV
+from heads.losses import residual, tail
 from heads.metrics import log_loss
-from heads.newton import residual, tail
 from heads.rare import logistic_rare_bias
 from heads.training import check_training_set
 
