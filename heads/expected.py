@@ -142,7 +142,7 @@ def expected_fbeta_sets(
         return *_columns(rows, best), best
 
     with worker_threads() as run:
-        blocks = run(block, range(0, n, step))
+        blocks = list(run(block, range(0, n, step)))
     columns = [np.zeros(0, np.intp), *(part[0] for part in blocks)]
     sizes = [np.zeros(1, np.intp), *(part[1] for part in blocks)]
     indices, indptr = np.concatenate(columns), np.cumsum(np.concatenate(sizes))

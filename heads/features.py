@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
+from typing import Any
 
 import numpy as np
 
@@ -65,26 +66,47 @@ def inverse_root(shape: np.ndarray) -> np.ndarray:
     return np.divide(1, root, out=np.zeros_like(root), where=root > 0)
 
 
-def scaled_coordinates(X: np.ndarray, weight: np.ndarray, shape: np.ndarray) -> Coordinates:
-    """Features divided by sqrt(shape), centred about their weighted mean."""
-    mean = (weight @ X / weight.sum()).astype(X.dtype)
-    return Coordinates(mean, inverse_root(shape).astype(X.dtype))
+def feature_moments(data: TrainingSet, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean and raw second moments m (d,) of the rows of `images`, float64 each.
+
+    A few thousand rows at a time: X may be larger than memory.
+    """
+    total, m = np.zeros(data.n_features), np.zeros(data.n_features)
+    for run in data.chunks(images):
+        X, weight = data.rows(run), data.row_weight(run)
+        total += weight.astype(X.dtype) @ X
+        m += second_moments(X, weight)
+    return total / data.weight[images].sum(), m
 
 
-def principal_axes(rows: np.ndarray, weight: np.ndarray, complete: bool = False) -> np.ndarray:
+def scaled_coordinates(mean: np.ndarray, shape: np.ndarray, dtype: np.dtype[Any]) -> Coordinates:
+    """Features divided by sqrt(shape), centred."""
+    return Coordinates(mean.astype(dtype), inverse_root(shape).astype(dtype))
+
+
+def features_of(data: TrainingSet, images: np.ndarray, at: Coordinates) -> np.ndarray:
+    """Z (n, r) of the rows of `images`, made in runs that take little memory."""
+    size = data.n_features if at.axes is None else len(at.axes)
+    Z = np.empty((len(images) * data.n_views, size), data.dtype)
+    done = 0
+    for run in data.chunks(images):
+        part = at.features(data.rows(run))
+        Z[done : done + len(part)] = part
+        done += len(part)
+    return Z
+
+
+def principal_axes(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Orthonormal principal axes (r, d) of centred rows (n, d), weighted.
 
-    Directions in which rows do not vary, to rounding, are dropped, unless a `complete`
-    basis is asked for, of n >= d rows. The Gram matrix is on the smaller side;
-    O(n d min(n, d)).
+    Directions in which rows do not vary, to rounding, are dropped. The Gram matrix is
+    on the smaller side; O(n d min(n, d)).
     """
     weighted = rows * np.sqrt(weight).astype(rows.dtype)[:, None]
     by_rows = rows.shape[0] < rows.shape[1]
     gram = weighted @ weighted.T if by_rows else weighted.T @ weighted
     values, vectors = np.linalg.eigh(gram)
     kept = values > len(gram) * np.finfo(gram.dtype).eps * max(float(values[-1]), 0.0)
-    if complete:
-        kept[:] = True
     axes = vectors[:, kept].T
     return (axes / np.sqrt(values[kept])[:, None]) @ weighted if by_rows else axes
 
@@ -101,30 +123,38 @@ class PrincipalAxes:
         self.made: dict[bool, np.ndarray] = {}
         self.lock = Lock()
 
-    def coordinates(
-        self, X: np.ndarray, weight: np.ndarray, m: np.ndarray | None, precise: bool
-    ) -> tuple[Coordinates, np.ndarray]:
-        """Coordinates of some rows X (n, d), divided by sqrt(m) or left, and Z (n, r) there.
+    def turn(
+        self, scaled: Coordinates, images: np.ndarray, divided: bool, precise: bool
+    ) -> Coordinates:
+        """Scaled coordinates of `images` turned to principal axes.
 
         Under a small penalty, or with features of unlike scale, directions count in
         which rows hardly vary: they must be `precise`, by products in float64.
+        `divided` tells whether the features were divided by sqrt(m).
         """
-        scaled = scaled_coordinates(X, weight, np.ones(X.shape[1]) if m is None else m)
-        rows = scaled.features(X)
-        if len(X) >= X.shape[1] >= _CHEAP and not precise:
-            axes = self._of_all(m is not None)
+        data = self.data
+        n_rows = len(images) * data.n_views
+        if n_rows >= data.n_features >= _CHEAP and not precise:
+            axes = self._of_all(divided)
         else:
+            rows = features_of(data, images, scaled)
             exact = rows.astype(np.float64) if precise else rows
-            axes = principal_axes(exact, weight).astype(rows.dtype, copy=False)
-        return Coordinates(scaled.mean, scaled.scale, axes), rows @ axes.T
+            axes = principal_axes(exact, data.row_weight(images)).astype(rows.dtype, copy=False)
+        return Coordinates(scaled.mean, scaled.scale, axes)
 
     def _of_all(self, divided: bool) -> np.ndarray:
         """A whole basis: the span of a fold's rows is not that of all, differently scaled."""
         with self.lock:
             if divided not in self.made:
-                images = np.flatnonzero(self.data.weight > 0)
-                X, weight = self.data.rows(images), self.data.row_weight(images)
-                shape = second_moments(X, weight) if divided else np.ones(X.shape[1])
-                rows = scaled_coordinates(X, weight, shape).features(X)
-                self.made[divided] = principal_axes(rows, weight, complete=True)
+                data = self.data
+                images = np.flatnonzero(data.weight > 0)
+                mean, m = feature_moments(data, images)
+                shape = m if divided else np.ones_like(m)
+                scaled = scaled_coordinates(mean, shape, data.dtype)
+                gram = np.zeros((len(m), len(m)), data.dtype)
+                for run in data.chunks(images):
+                    rows = scaled.features(data.rows(run))
+                    rows *= np.sqrt(data.row_weight(run)).astype(rows.dtype)[:, None]
+                    gram += rows.T @ rows
+                self.made[divided] = np.linalg.eigh(gram)[1].T
             return self.made[divided]

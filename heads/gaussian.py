@@ -178,8 +178,9 @@ class GaussianBatch(RowBatch):
         squares: np.ndarray,
         rho: np.ndarray,
         penalty: np.ndarray,
+        margin: np.ndarray | None = None,
     ) -> None:
-        super().__init__(Z, Y, weight, offset, W, b)
+        super().__init__(Z, Y, weight, offset, W, b, margin)
         self.squares, self.rho, self.penalty = squares, rho, penalty
         self.total = weight.sum()
         self.diagonal = np.einsum("ij,ij,i->j", Z, Z, weight)

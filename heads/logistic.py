@@ -16,17 +16,11 @@ from heads.dropout import (
     noise_averaged_probability,
     rho_from_dropout,
 )
-from heads.features import PrincipalAxes
 from heads.folds import Fold, check_folds
-from heads.logistic_fit import (
-    LogisticFit,
-    Objective,
-    fit_logistic,
-    out_of_fold,
-    warn_unconverged,
-)
+from heads.logistic_fit import Paths, fit_logistic, warn_unconverged
+from heads.logistic_rows import Objective
 from heads.parallel import worker_threads
-from heads.selection import OutOfFold, Search, select_dropout
+from heads.selection import Search, select_dropout
 from heads.training import TrainingSet, fold_targets
 
 _WEAKEST_RHO = {"quadratic": 0.125, "gaussian": 1.0}
@@ -138,8 +132,8 @@ class DropoutLogisticCV(LinearHead):
     tol : float
         As of `DropoutLogistic`, in the folds; the fit on all rows, which starts
         from the mean of theirs, goes on to tol / 10. At the default, 1,000 images
-        and 500 labels had out-of-fold log-losses within 1e-5 of the optimum's for
-        quadratic noise; few frequent labels within 2e-4. Weak Gaussian noise leaves
+        had out-of-fold log-losses within 2e-5 of the optimum's for quadratic noise,
+        few frequent labels within 1e-4. Weak Gaussian noise leaves
         labels that are nearly separated all but unpenalised: there their losses
         depend on where the solver stops, by up to 1e-3.
     cv : int, splitter or iterable of (train, test)
@@ -182,7 +176,7 @@ class DropoutLogisticCV(LinearHead):
         beta: float = 2,
         min_positives: int = 1,
         per_label: bool = False,
-        tol: float = 1e-5,
+        tol: float = 2e-5,
         max_iter: int = 500,
         random_state: int = 0,
     ) -> None:
@@ -215,22 +209,21 @@ class DropoutLogisticCV(LinearHead):
         folds = check_folds(
             self.cv, every, fold_targets(data, self._binary), data.groups, self.random_state
         )
-        failed: list[np.ndarray] = []
         with worker_threads() as run:
-            axes = PrincipalAxes(data)
-            fits = run(lambda fold: LogisticFit(data, fold[0], objective, axes, fold[1]), folds)
-
-            def evaluate(dropout: float) -> OutOfFold:
-                return out_of_fold(data, fits, float(rho_from_dropout(dropout)), run, failed)
-
-            chosen = select_dropout(evaluate, data, folds, search)
+            paths = Paths(data, folds, objective, run)
+            paths.follow(search.dropouts[::-1])
+            chosen = select_dropout(paths.take, data, folds, search)
         self.dropout_ = chosen.dropout if self.per_label else float(chosen.dropout)
         self.best_score_, self.cv_results_ = chosen.score, chosen.results
         self.oof_decision_function_ = chosen.out_of_fold.margin
         self.oof_predict_proba_ = chosen.out_of_fold.probability
-        warn_unconverged(failed, objective, stacklevel=4)
+        warn_unconverged(paths.failed, objective, stacklevel=4)
         self.coef_, self.intercept_, self.n_iter_ = fit_logistic(
-            data, replace(objective, tol=self.tol / 10), chosen.dropout, chosen.out_of_fold.start
+            data,
+            replace(objective, tol=self.tol / 10),
+            chosen.dropout,
+            chosen.out_of_fold.start,
+            paths.axes,
         )
 
     def _probability(self, X: np.ndarray) -> np.ndarray:

@@ -25,6 +25,10 @@ class RowBatch(Batch):
     weight : (n,)
     offset : (k, n) or None
         Added to the margins.
+    W : (k, r), b : (k,)
+        Where the search starts.
+    margin : (k, n), optional
+        There, if known.
     """
 
     r: np.ndarray  # expected sigma(mu) - y
@@ -38,13 +42,17 @@ class RowBatch(Batch):
         offset: np.ndarray | None,
         W: np.ndarray,
         b: np.ndarray,
+        margin: np.ndarray | None = None,
     ) -> None:
         self.Z, self.weight = Z, weight
         self.Y, self.offset = Y, offset
         self.W, self.b = W.copy(), b.copy()
-        self.margin = self._margins(W, b)
-        if offset is not None:
-            self.margin += offset
+        if margin is None:
+            self.margin = self._margins(W, b)
+            if offset is not None:
+                self.margin += offset
+        else:
+            self.margin = margin.copy()
         self.by_label = ["Y", "offset", "margin", "W", "b", "M", "c", "reach"]
 
     def _margins(self, W: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -121,8 +129,9 @@ class LogisticBatch(RowBatch):
         W: np.ndarray,
         b: np.ndarray,
         penalty: np.ndarray,
+        margin: np.ndarray | None = None,
     ) -> None:
-        super().__init__(Z, Y, weight, offset, W, b)
+        super().__init__(Z, Y, weight, offset, W, b, margin)
         self.penalty = penalty
         self.total = weight.sum()
         self.squares = np.einsum("ij,ij,i->j", Z, Z, weight)

@@ -32,6 +32,10 @@ class Solution:
     Attributes
     ----------
     W : (K, r), b : (K,)
+    at_W, at_b : the same
+        Where the last gradient was looked at: W and b may lie one step further on.
+    margin : (K, n)
+        There.
     n_iter : (K,) int
         Gradients that were looked at.
     converged : (K,) bool
@@ -39,8 +43,24 @@ class Solution:
 
     W: np.ndarray
     b: np.ndarray
+    at_W: np.ndarray
+    at_b: np.ndarray
+    margin: np.ndarray
     n_iter: np.ndarray
     converged: np.ndarray
+
+    def leave(self, labels: np.ndarray, batch: Batch, memory: _Memory, which: np.ndarray) -> None:
+        """Note where labels are that stop, and take their last step, which costs no product.
+
+        It is of length 1, which is nearly right at the end, and takes off most of the
+        excess by which the label was judged; not along M^-1 g, which no step has tried.
+        """
+        W, b = batch.W[which], batch.b[which]
+        self.at_W[labels], self.at_b[labels] = W, b
+        self.margin[labels] = batch.margin[which]
+        if memory.steps:
+            W, b = W + memory.direction[which], b + memory.direction_b[which]
+        self.W[labels], self.b[labels] = W, b
 
 
 class Batch(ABC):
@@ -49,10 +69,12 @@ class Batch(ABC):
     Attributes
     ----------
     W : (k, r), b : (k,)
+    margin : (k, n)
     """
 
     W: np.ndarray
     b: np.ndarray
+    margin: np.ndarray
 
     @abstractmethod
     def gradient(self) -> tuple[np.ndarray, np.ndarray]:
@@ -102,6 +124,9 @@ def minimise(batch: Batch, tolerance: np.ndarray, max_iter: int) -> Solution:
     result = Solution(
         W=batch.W.copy(),
         b=batch.b.copy(),
+        at_W=batch.W.copy(),
+        at_b=batch.b.copy(),
+        margin=batch.margin.copy(),
         n_iter=np.zeros(len(labels), int),
         converged=np.zeros(len(labels), bool),
     )
@@ -116,7 +141,7 @@ def minimise(batch: Batch, tolerance: np.ndarray, max_iter: int) -> Solution:
         stop = done | lost | (iteration == max_iter)
         if stop.any():
             kept, at = stop & ~lost, labels[stop]
-            result.W[labels[kept]], result.b[labels[kept]] = batch.W[kept], batch.b[kept]
+            result.leave(labels[kept], batch, memory, kept)
             result.n_iter[at], result.converged[at] = iteration, done[stop]
             if stop.all():
                 break

@@ -135,7 +135,7 @@ def fold_moments(
         return [None] * len(folds)
     # In pieces, since folds alone would not keep all cores busy.
     pieces = [piece for _, test in folds for piece in np.array_split(test, _PIECES) if len(piece)]
-    made = iter(run(lambda piece: image_moments(data, piece, labels, data.dtype), pieces))
+    made = run(lambda piece: image_moments(data, piece, labels, data.dtype), pieces)
     parts = [reduce(add, islice(made, min(_PIECES, len(test)))) for _, test in folds]
     shared: list[FoldMoments | None] = []
     for index, part in enumerate(parts):
@@ -264,7 +264,7 @@ def fit_folds(
         train, test = folds[index]
         return RidgeFit(data, train, l2, min_positives, test, shared[index])
 
-    return run(fit, range(len(folds)))
+    return list(run(fit, range(len(folds))))
 
 
 class FoldScores:
@@ -300,7 +300,7 @@ class FoldScores:
             rates = [dropout, *(p for p in self.waiting if p < dropout)]
             self.waiting = []  # scores, if any are asked for, are those of one rate
             tasks = [(float(rho_from_dropout(p)), fit) for p in rates for fit in self.fits]
-            made = iter(self.run(lambda task: task[1].squared_error(task[0]), tasks))
+            made = self.run(lambda task: task[1].squared_error(task[0]), tasks)
             self.errors |= {p: np.stack(list(islice(made, len(self.fits)))) for p in rates}
         return self.errors[dropout]
 
@@ -309,11 +309,10 @@ class FoldScores:
         for rate in rates:
             self.ready[rate] = np.empty(shape, self.data.dtype)
 
-        def score(task: tuple[float, RidgeFit]) -> None:
-            rate, fit = task
-            self.ready[rate][fit.test] = fit.predict(float(rho_from_dropout(rate)))
-
-        self.run(score, [(rate, fit) for rate in rates for fit in self.fits])
+        tasks = [(rate, fit) for rate in rates for fit in self.fits]
+        made = self.run(lambda task: task[1].predict(float(rho_from_dropout(task[0]))), tasks)
+        for (rate, fit), scores in zip(tasks, made, strict=True):
+            self.ready[rate][fit.test] = scores
 
 
 def _blocks(data: TrainingSet, images: np.ndarray) -> list[np.ndarray]:
