@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from featcache import __version__
 from featcache.console import Parser, add_options, from_arguments, run
 from heads import commands
+from heads.chain import described
 from heads.commands import BlendConfig, FitConfig
+from heads.decisions import Decision
 
 EPILOG = """examples:
   heads fit caches/stage_1/resnet101.h5 --out heads/resnet101.h5
@@ -41,7 +43,7 @@ def _fit(arguments: argparse.Namespace) -> None:
         print(f"note: {warning}")
     print(
         f"{arguments.out}: {facts['method']} head, out-of-fold F{facts['beta']:g} "
-        f"{facts['score']:.4f} at cut {facts['threshold']:.4f}"
+        f"{facts['score']:.4f} at cut {facts['threshold']:.4f}; {_deciding(head.decision)}"
     )
 
 
@@ -52,8 +54,12 @@ def _blend(arguments: argparse.Namespace) -> None:
     print(
         f"{arguments.out}: {len(stored.models)} of {len(arguments.heads)} heads, "
         f"F{stored.blend.beta:g} {stored.blend.score_:.4f} at cut {stored.blend.threshold_:.4f} "
-        "on the rows that chose them (so an optimistic figure)"
+        f"on the rows that chose them (so an optimistic figure); {_deciding(stored.decision)}"
     )
+
+
+def _deciding(rule: Decision | None) -> str:
+    return "" if rule is None else f"decides by {described(rule)}"
 
 
 def _predict(arguments: argparse.Namespace) -> None:

@@ -16,7 +16,8 @@ from featcache import FeatureCache
 from featcache.annotations import read_labels, read_submission, write_labels
 from featcache.console import command_line, option, required
 from heads.blending import Blend
-from heads.decisions import best_global_threshold
+from heads.chain import NAMED, named_decision
+from heads.decisions import Decision, best_global_threshold
 from heads.domains import TwoDomainCV
 from heads.dropout import default_dropouts
 from heads.logistic import DropoutLogisticCV
@@ -26,6 +27,10 @@ from heads.ridge import DropoutRidgeCV
 from heads.storage import Head, OutOfFold, StoredBlend, load, refuse_existing, save
 
 METHODS = ("logistic", "ridge")
+DECISIONS = (
+    "how scores become label sets: by the highest expected F-beta of calibrated probabilities, "
+    "by one cut for all, or by a cut for each class; fitted on out-of-fold scores"
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,9 @@ class FitConfig:
     source_weight: str = option(
         "0.1,0.3,1", "with --source: weights of the whole source domain to compare; 0 leaves it out"
     )
+    decision: str = option("expected", DECISIONS, choices=NAMED)
+    min_labels: int = option(0, "labels that an image gets at least")
+    max_labels: int | None = option(None, "labels that an image gets at most (default: any number)")
     seed: int = option(0, "of the folds and of the choice of source images")
     overwrite: bool = option(False, "replace an existing file")
 
@@ -63,6 +71,9 @@ class BlendConfig:
         "greedy", "how the weights are chosen", choices=("greedy", "simplex", "uniform")
     )
     average: str = option("probability", "what is averaged", choices=("probability", "logit"))
+    decision: str = option("expected", DECISIONS, choices=NAMED)
+    min_labels: int = option(0, "labels that an image gets at least")
+    max_labels: int | None = option(None, "labels that an image gets at most (default: any number)")
     overwrite: bool = option(False, "replace an existing file")
 
 
@@ -111,6 +122,18 @@ def sampled(cache: FeatureCache, rows: int, seed: int) -> FeatureCache:
     return cache.select(ids)
 
 
+def _decision(config: FitConfig | BlendConfig, **folds: int) -> Decision:
+    """The rule that is asked for, not yet fitted."""
+    return named_decision(
+        config.decision, config.beta, config.min_labels, config.max_labels, **folds
+    )
+
+
+def _decide(rule: Decision, scores: OutOfFold) -> Decision:
+    """Fit a rule on out-of-fold scores."""
+    return rule.fit(scores.proba, scores.Y, mask=scores.mask, missed=scores.missed)
+
+
 def _estimator(config: FitConfig) -> Any:
     dropouts = parse_numbers(config.dropout, "--dropout") if config.dropout else default_dropouts()
     kind = DropoutLogisticCV if config.method == "logistic" else DropoutRidgeCV
@@ -140,6 +163,7 @@ def fit(config: FitConfig) -> Head:
     rows = cache.training()
     _check_options(config, cache, len(np.unique(rows["groups"])))
     estimator = _estimator(config)
+    decision = _decision(config, cv=config.cv, random_state=config.seed)
     if config.method == "ridge":
         rows |= {"coef_init": None, "intercept_init": None}
     oof: dict[str, OutOfFold] = {}
@@ -178,6 +202,7 @@ def fit(config: FitConfig) -> Head:
         network_id=cache.network_id,
         by_reference=config.method == "logistic" and estimator.coef_init_ is not None,
         oof=oof,
+        decision=_decide(decision, target),
         provenance=facts
         | {
             "warnings": notes,
@@ -273,6 +298,7 @@ def blend(config: BlendConfig) -> StoredBlend:
     refuse_existing(config.out, config.overwrite)
     models = [_load_head(path) for path in config.heads]
     first, target = models[0], models[0].oof["target"]
+    decision = _decision(config, cv=min(5, len(target.ids)))
     scores = []
     for path, model in zip(config.heads, models, strict=True):
         if not np.array_equal(model.classes, first.classes):
@@ -287,17 +313,19 @@ def blend(config: BlendConfig) -> StoredBlend:
     fitted = Blend(beta=config.beta, method=config.method, average=config.average)
     fitted.fit(scores, target.Y, mask=target.mask, missed=target.missed)
     P = fitted.predict_proba(scores)
+    blended = replace(target, proba=P)
     used = np.flatnonzero(fitted.weights_ > 0)
     weights = fitted.weights_.tolist()
     # Models of weight 0 are not needed at prediction, nor are their caches.
     fitted.weights_ = fitted.weights_[used]
     for m in used:
-        models[m].oof = {}
+        models[m].oof, models[m].decision = {}, None
     stored = StoredBlend(
         blend=fitted,
         models=[models[m] for m in used],
         model_names=[str(config.heads[m]) for m in used],
-        oof={"target": replace(target, proba=P)},
+        oof={"target": blended},
+        decision=_decide(decision, blended),
         provenance={
             "command": command_line("heads blend", config, *config.heads),
             "versions": _versions(),

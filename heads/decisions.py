@@ -126,6 +126,13 @@ class GlobalThreshold(Decision):
         self.n_features_in_ = np.shape(P)[1]
         return self
 
+    @classmethod
+    def at(cls, threshold: float, n_labels: int) -> GlobalThreshold:
+        """The rule of a threshold that is known already, for that many labels."""
+        rule = cls()
+        rule.threshold_, rule.n_features_in_ = threshold, n_labels
+        return rule
+
     def predict(self, P: np.ndarray) -> csr_matrix:
         """Label sets of scores P (n, K); bool CSR of the same shape."""
         self._check_labels(P)

@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix, vstack
 
 from featcache import CacheSet, FeatureCache
 from featcache.cacheset import refuse_other_images, short
-from heads.decisions import GlobalThreshold
+from heads.decisions import Decision, GlobalThreshold
 from heads.storage import Head, StoredBlend, load
 
 ROWS_AT_ONCE = 4096
@@ -49,7 +49,8 @@ class Predictor:
         content = load(path)
         models = content.models if isinstance(content, StoredBlend) else [content]
         matched = [_matching(path, found, model.network_id) for model in models]
-        if isinstance(content, Head) and "threshold" not in content.provenance:
+        cut = content.decision is not None or isinstance(content, StoredBlend)
+        if not cut and "threshold" not in content.provenance:
             raise ValueError(f"{path}: has no threshold to cut at; make it with `heads fit`")
         for model, cache in zip(models, matched, strict=True):
             _refuse_other_width(path, model, cache)
@@ -88,15 +89,15 @@ class Predictor:
             else:
                 yield scores[0]
 
-    def rule(self) -> GlobalThreshold:
-        """The cut that goes with the content."""
-        rule = GlobalThreshold()
+    def rule(self) -> Decision:
+        """The rule that goes with the content; files of old have a global threshold alone."""
+        if self.content.decision is not None:
+            return self.content.decision
         if isinstance(self.content, StoredBlend):
-            rule.threshold_ = self.content.blend.threshold_
+            threshold = self.content.blend.threshold_
         else:
-            rule.threshold_ = self.content.provenance["threshold"]
-        rule.n_features_in_ = len(self.classes)
-        return rule
+            threshold = self.content.provenance["threshold"]
+        return GlobalThreshold.at(threshold, len(self.classes))
 
     def predict_proba(self) -> np.ndarray:
         """(n, K) probabilities."""
