@@ -12,7 +12,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from heads.folds import check_folds
 from heads.inputs import Matrix, check_probabilities, check_truth, check_weights
-from heads.platt import Entries, LabelMaps, PlattScaling, fit_platt, logits, mapped
+from heads.label_maps import Entries, LabelMaps, image_losses
+from heads.platt import PlattScaling, fit_platt, logits, mapped
 from heads.shrinkage import cautious, check_strengths
 
 __all__ = ["PlattCalibration", "PlattScaling", "Reliability", "fit_platt", "reliability"]
@@ -115,31 +116,40 @@ class PlattCalibration(BaseEstimator):
         truth, unknown = check_truth(Y, mask, P.shape)
         if unknown is not None:
             unknown = unknown if isinstance(unknown, np.ndarray) else unknown.toarray()
-        data = Entries(
-            P,
-            truth.toarray() > 0,
-            None if unknown is None else ~unknown,
-            check_weights(sample_weight, len(P)),
-        )
+        known = None if unknown is None else ~unknown
+        weight = check_weights(sample_weight, len(P))
         intercept = self.kind == "platt"
-        losses = np.zeros((len(strengths), len(P)))
+        folds = []
         if len(strengths) > 1:
-            for train, test in check_folds(self.cv, P, truth, groups, self.random_state):
-                fitted, held = data.take(train), data.take(test)
-                maps = LabelMaps.shared_by_all(fitted, intercept)
-                for row, strength in zip(losses, strengths, strict=True):
-                    if np.isfinite(strength):
-                        maps.improve(fitted, strength)
-                    row[test] = maps.losses(held)
-        self.strength_ = strengths[cautious(-losses, data.weight)]
+            folds = check_folds(self.cv, P, truth, groups, self.random_state)
+        # Images that train in the same folds have the same code.
+        trains = np.zeros((len(P), len(folds)), bool)
+        for fold, (train, _) in enumerate(folds):
+            trains[train, fold] = True
+        codes, code = np.unique(trains, axis=0, return_inverse=True)
+        entries = Entries(P, truth.toarray() > 0, known, weight, code.reshape(-1), intercept)
+        data = entries.counted()
+        losses = np.zeros((len(strengths), len(P)))
+        for fold, (_, test) in enumerate(folds):
+            some, maps = data.points(codes[:, fold]), []
+            fitted = LabelMaps.shared_by_all(some, intercept)
+            for strength in strengths:
+                if np.isfinite(strength):
+                    fitted.improve(some, strength)
+                maps.append((fitted.slopes(), fitted.intercepts()))
+            held = None if known is None else known[test]
+            losses[:, test] = image_losses(P[test], truth[test], held, maps)
+        self.strength_ = strengths[cautious(-losses, weight)]
         self.cv_scores_ = {
             "strength": np.array(strengths),
-            "score": losses @ data.weight / data.weight.sum(),
+            "score": losses @ weight / weight.sum(),
         }
-        maps = LabelMaps.shared_by_all(data, intercept)
+        everything = data.points(np.ones(len(codes), bool))
+        fitted = LabelMaps.shared_by_all(everything, intercept)
         if np.isfinite(self.strength_):
-            maps.improve(data, self.strength_)
-        self.shared_, self.slope_, self.intercept_ = maps.shared, maps.slopes(), maps.intercepts()
+            fitted.improve(everything, self.strength_)
+        self.shared_ = fitted.shared
+        self.slope_, self.intercept_ = fitted.slopes(), fitted.intercepts()
         self.n_features_in_ = P.shape[1]
         return self
 
