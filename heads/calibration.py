@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from heads.folds import check_folds
-from heads.inputs import Matrix, check_probabilities, check_truth, check_weights
+from heads.inputs import Matrix, check_labels, check_probabilities, check_rows
 from heads.label_maps import Entries, LabelMaps, image_losses
 from heads.platt import PlattScaling, fit_platt, logits, mapped
 from heads.shrinkage import cautious, check_strengths
@@ -110,14 +110,10 @@ class PlattCalibration(BaseEstimator):
         if self.kind not in ("platt", "temperature"):
             raise ValueError(f"kind is {self.kind!r}; expected 'platt' or 'temperature'")
         strengths = check_strengths(self.strengths)
-        P = check_probabilities(P)
+        rows = check_rows(P, Y, mask, sample_weight, probabilities=True)
+        P, truth, weight, known = rows.P, rows.truth, rows.weight, rows.known()
         if not P.size:
             raise ValueError(f"P has shape {P.shape}; calibration needs images and labels")
-        truth, unknown = check_truth(Y, mask, P.shape)
-        if unknown is not None:
-            unknown = unknown if isinstance(unknown, np.ndarray) else unknown.toarray()
-        known = None if unknown is None else ~unknown
-        weight = check_weights(sample_weight, len(P))
         intercept = self.kind == "platt"
         folds = []
         if len(strengths) > 1:
@@ -157,11 +153,7 @@ class PlattCalibration(BaseEstimator):
         """Calibrated probabilities (n, K); float64 of float64, else float32."""
         check_is_fitted(self, "slope_")
         P = check_probabilities(P)
-        if P.shape[1] != self.n_features_in_:
-            raise ValueError(
-                f"P has {P.shape[1]} labels, but the calibration was fitted on "
-                f"{self.n_features_in_}"
-            )
+        check_labels(P, self.n_features_in_, type(self).__name__)
         return mapped(P, self.slope_, self.intercept_)
 
 
@@ -211,20 +203,19 @@ def reliability(
     """
     if n_bins < 1:
         raise ValueError(f"n_bins is {n_bins}; expected at least 1")
-    P = check_probabilities(P)
-    truth, unknown = check_truth(Y, mask, P.shape)
-    weights = check_weights(sample_weight, len(P))
+    rows = check_rows(P, Y, mask, sample_weight, probabilities=True)
+    P = rows.P
     sums = np.zeros((4, _CELLS))  # weight, its square, expected and true positives
     step = max(1, _BLOCK // max(1, P.shape[1]))
     for start in range(0, len(P), step):
         at = slice(start, start + step)
         p = P[at].astype(np.float64)
-        a = np.repeat(weights[at, None], p.shape[1], axis=1)
-        if unknown is not None:
-            a *= ~(unknown[at] if isinstance(unknown, np.ndarray) else unknown[at].toarray())
+        a = np.repeat(rows.weight[at, None], p.shape[1], axis=1)
+        if (known := rows.known(at)) is not None:
+            a *= known
         margin = logits(p).ravel()
         cell = np.clip((margin / 32.4 + 0.5) * _CELLS, 0, _CELLS - 1).astype(np.intp)
-        for total, values in zip(sums, (a, a**2, a * p, a * truth[at].toarray()), strict=True):
+        for total, values in zip(sums, (a, a**2, a * p, a * rows.truth[at].toarray()), strict=True):
             total += np.bincount(cell, values.ravel(), minlength=_CELLS)
     sums = sums[:, sums[0] > 0]
     if not sums.shape[1]:
