@@ -11,7 +11,7 @@ from featcache.console import Parser, add_options, from_arguments, run
 from heads import commands
 from heads.chain import described
 from heads.commands import BlendConfig, FitConfig
-from heads.decisions import Decision
+from heads.storage import Head, StoredBlend
 
 EPILOG = """examples:
   heads fit caches/stage_1/resnet101.h5 --out heads/resnet101.h5
@@ -43,7 +43,7 @@ def _fit(arguments: argparse.Namespace) -> None:
         print(f"note: {warning}")
     print(
         f"{arguments.out}: {facts['method']} head, out-of-fold F{facts['beta']:g} "
-        f"{facts['score']:.4f} at cut {facts['threshold']:.4f}; {_deciding(head.decision)}"
+        f"{facts['score']:.4f} at cut {facts['threshold']:.4f}; {_deciding(head)}"
     )
 
 
@@ -54,12 +54,18 @@ def _blend(arguments: argparse.Namespace) -> None:
     print(
         f"{arguments.out}: {len(stored.models)} of {len(arguments.heads)} heads, "
         f"F{stored.blend.beta:g} {stored.blend.score_:.4f} at cut {stored.blend.threshold_:.4f} "
-        f"on the rows that chose them (so an optimistic figure); {_deciding(stored.decision)}"
+        f"on the rows that chose them (so an optimistic figure); {_deciding(stored)}"
     )
 
 
-def _deciding(rule: Decision | None) -> str:
-    return "" if rule is None else f"decides by {described(rule)}"
+def _deciding(content: Head | StoredBlend) -> str:
+    """How label sets are made, and how good they are on images that taught it nothing."""
+    if content.decision is None:
+        return ""
+    text = f"decides by {described(content.decision)}"
+    if found := content.provenance.get("decision"):
+        text += f": {found['score']:.4f} [{found['low']:.4f}, {found['high']:.4f}] cross-validated"
+    return text
 
 
 def _predict(arguments: argparse.Namespace) -> None:

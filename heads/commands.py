@@ -22,6 +22,7 @@ from heads.domains import TwoDomainCV
 from heads.dropout import default_dropouts
 from heads.logistic import DropoutLogisticCV
 from heads.metrics import bootstrap_interval, fbeta_per_image
+from heads.nested import cross_val_fbeta
 from heads.prediction import Predictor
 from heads.ridge import DropoutRidgeCV
 from heads.storage import Head, OutOfFold, StoredBlend, load, refuse_existing, save
@@ -129,9 +130,18 @@ def _decision(config: FitConfig | BlendConfig, **folds: int) -> Decision:
     )
 
 
-def _decide(rule: Decision, scores: OutOfFold) -> Decision:
-    """Fit a rule on out-of-fold scores."""
-    return rule.fit(scores.proba, scores.Y, mask=scores.mask, missed=scores.missed)
+def _decide(rule: Decision, scores: OutOfFold, cv: int) -> dict[str, float]:
+    """Fit a rule on out-of-fold scores; how good it is on images that it has not seen.
+
+    The figure is nested, the whole rule being fitted anew in every fold; there is none of
+    fewer than 2 cv images.
+    """
+    known: dict[str, Any] = {"mask": scores.mask, "missed": scores.missed}
+    rule.fit(scores.proba, scores.Y, **known)
+    if len(scores.ids) < 2 * cv:
+        return {}
+    found = cross_val_fbeta(rule, scores.proba, scores.Y, cv, **known)
+    return {"score": found.score, "low": found.low, "high": found.high}
 
 
 def _estimator(config: FitConfig) -> Any:
@@ -202,7 +212,7 @@ def fit(config: FitConfig) -> Head:
         network_id=cache.network_id,
         by_reference=config.method == "logistic" and estimator.coef_init_ is not None,
         oof=oof,
-        decision=_decide(decision, target),
+        decision=decision,
         provenance=facts
         | {
             "warnings": notes,
@@ -214,6 +224,7 @@ def fit(config: FitConfig) -> Head:
             "beta": config.beta,
             "threshold": threshold,
             "score": score,
+            "decision": _decide(decision, target, config.cv),
         },
     )
     save(config.out, head, config.overwrite)
@@ -298,7 +309,8 @@ def blend(config: BlendConfig) -> StoredBlend:
     refuse_existing(config.out, config.overwrite)
     models = [_load_head(path) for path in config.heads]
     first, target = models[0], models[0].oof["target"]
-    decision = _decision(config, cv=min(5, len(target.ids)))
+    cv = min(5, len(target.ids))
+    decision = _decision(config, cv=cv)
     scores = []
     for path, model in zip(config.heads, models, strict=True):
         if not np.array_equal(model.classes, first.classes):
@@ -325,13 +337,14 @@ def blend(config: BlendConfig) -> StoredBlend:
         models=[models[m] for m in used],
         model_names=[str(config.heads[m]) for m in used],
         oof={"target": blended},
-        decision=_decide(decision, blended),
+        decision=decision,
         provenance={
             "command": command_line("heads blend", config, *config.heads),
             "versions": _versions(),
             "heads": [str(path) for path in config.heads],
             "weights": weights,
             "score": fitted.score_,
+            "decision": _decide(decision, blended, cv),
         },
     )
     save(config.out, stored, config.overwrite)

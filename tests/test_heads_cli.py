@@ -26,6 +26,7 @@ from heads import (
     PlattCalibration,
     cli,
     commands,
+    cross_val_fbeta,
 )
 from heads.commands import FitConfig, sampled
 from heads.decisions import best_global_threshold
@@ -215,12 +216,38 @@ def test_a_head_decides_by_what_its_own_images_taught(data: Path, head: Path) ->
         )
 
 
+def test_what_a_decision_is_worth_is_told_by_images_that_it_has_not_seen(
+    data: Path, tmp_path: Path, run: Run
+) -> None:
+    out = tmp_path / "head.h5"
+    words = [data / "stage_1/net0.h5", "--dropout", "0.05", "--cv", 3, "--out", out]
+    told = run("fit", *words, "--decision", "per-class").out.splitlines()[-1]
+    stored = synthetic.load_head(out)
+    oof, found = stored.oof["target"], stored.provenance["decision"]
+    truth = cross_val_fbeta(PerClassThreshold(cv=3), oof.proba, oof.Y, cv=3)
+    assert found == {"score": truth.score, "low": truth.low, "high": truth.high}
+    assert told.endswith(f": {truth.score:.4f} [{truth.low:.4f}, {truth.high:.4f}] cross-validated")
+    assert truth.score < stored.provenance["score"] + 0.02
+
+
+def test_few_images_are_enough_to_decide(tmp_path: Path, run: Run) -> None:
+    few = synthetic.images(5, 3)
+    cache = synthetic.write(tmp_path / "few.h5", few, shifted=True)
+    out = tmp_path / "head.h5"
+    told = run("fit", cache.path, "--dropout", "0.05", "--cv", 3, "--out", out)
+    assert (told.status, told.err) == (0, "")
+    assert "cross-validated" not in told.out
+    assert run("blend", out, "--out", tmp_path / "blend.h5").status == 0
+    for content in (out, tmp_path / "blend.h5"):
+        assert load(content).provenance["decision"] == {}
+
+
 def test_a_blend_decides_by_its_own_scores(
     data: Path, head: Path, tmp_path: Path, run: Run
 ) -> None:
     out = tmp_path / "blend.h5"
     told = run("blend", head, "--out", out, "--beta", 1, "--max-labels", 2)
-    assert told.out.splitlines()[-1].endswith(", at most 2 labels an image")
+    assert ", at most 2 labels an image: 0." in told.out.splitlines()[-1]
     stored = synthetic.load_blend(out)
     oof = stored.oof["target"]
     assert isinstance(stored.decision, CalibratedDecision)
