@@ -1,0 +1,96 @@
+"""How far should a domain's predictions leave the source head?
+
+Three signs that need no label of the domain:
+
+*unsure*    a = clip((E_home - E_domain) / (E_home - E_stage_1), 0, 1), E being the mean expected
+            F-beta that the calibrated source head promises itself on a domain's first views. A
+            domain on which it is as sure as at home keeps it. Where it is no less sure on
+            Stage 1 than at home, sureness says nothing and a = 1.
+*familiar*  T = |m_domain - m_stage_1|^2 / (d (1/n + 1/n_1)), in standard deviations of Stage 1's
+            features: 1 in expectation for other images of Stage 1's own domain. Of those the
+            labels are known, so that nothing needs to be held back (f = 1); f falls to 0 where T
+            says that this is another domain.
+*shift*     h of :class:`heads.labelshift.LabelShiftTest`: annotators of the known domains differ,
+            so those of a third one will.
+
+    gate = f + (1 - f) a (cap - drop h)
+
+"Unsure" cannot tell images that look different from targets that are different; hence the cap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from heads.alignment import Moments
+
+_ROWS = 1000  # images beyond which more of them make T no stricter
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """Constants of the gate; see the module.
+
+    Attributes
+    ----------
+    fixed : float or None
+        That number instead of what the signs say.
+    cap, drop : float
+        Of a domain that is not Stage 1's.
+    familiar : (float, float)
+        T up to which f is 1, and from which it is 0.
+    """
+
+    fixed: float | None = None
+    cap: float = 0.6
+    drop: float = 0.1
+    familiar: tuple[float, float] = (1.5, 3.0)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The gate of a domain and the signs that it follows from.
+
+    Attributes
+    ----------
+    value : float
+        In [0, 1]; 0 is the source head, 1 is the head of Stage 1.
+    unsure, familiar : float
+        a and f; NaN where nobody looked.
+    """
+
+    value: float
+    unsure: float
+    familiar: float
+
+
+def unsureness(home: float, stage_1: float, domain: float) -> float:
+    """a, from the expected F-beta of the source head on three domains."""
+    if home <= stage_1:
+        return 1.0
+    return float(np.clip((home - domain) / (home - stage_1), 0, 1))
+
+
+def distance(domain: Moments, stage_1: Moments) -> float:
+    """T, squared distance of two mean features over what chance does to it."""
+    moving = stage_1.std > 0
+    if not moving.any():
+        return 1.0
+    apart = (domain.mean[moving] - stage_1.mean[moving]) / stage_1.std[moving]
+    chance = 1 / min(domain.images, _ROWS) + 1 / min(stage_1.images, _ROWS)
+    return float((apart**2).mean() / chance)
+
+
+def familiarity(T: float, bounds: tuple[float, float]) -> float:
+    """f, falling from 1 to 0 within the bounds."""
+    low, high = bounds
+    return float(np.clip((high - T) / (high - low), 0, 1))
+
+
+def open_gate(unsure: float, familiar: float, shift: float, config: GateConfig) -> Gate:
+    """The gate of a domain with these signs."""
+    cap = float(np.clip(config.cap - config.drop * shift, 0, 1))
+    value = familiar + (1 - familiar) * unsure * cap
+    return Gate(value if config.fixed is None else config.fixed, unsure, familiar)
