@@ -250,7 +250,7 @@ class AdaptedModel:
         source, steps = self.source, [Step("targets", *self._shift_words())]
         if X is None:
             adapted = self.adapted(self.target_moments)
-            signs = open_gate(np.nan, 1.0, self.label_shift.strength, self.config.gate)
+            signs = open_gate(1.0, 1.0, 0.0, self.label_shift.strength, self.config.gate)
             steps += [
                 Step("alignment", "Stage 1's own map", "no image of the domain was looked at"),
                 Step("gate", f"{signs.value:.2f}", "the domain counts as Stage 1's"),
@@ -298,9 +298,12 @@ class AdaptedModel:
         config, shift = self.config.gate, self.label_shift.strength
         sure = self.sureness(X)
         unsure = unsureness(self.sure_home, self.sure_target, sure)
-        apart = distance(domain.like(self.target_moments), self.target_moments.like(domain))
-        familiar = familiarity(apart, config.familiar)
-        gate = open_gate(unsure, familiar, shift, config)
+        apart, away = (
+            distance(domain.like(known), known.like(domain))
+            for known in (self.target_moments, self.source_moments)
+        )
+        familiar, home = familiarity(apart, config.familiar), familiarity(away, config.familiar)
+        gate = open_gate(unsure, familiar, home, shift, config)
         reason = (
             f"the source head expects F{self.config.beta:g} {sure:.3f} here, {self.sure_home:.3f} "
             f"at home, {self.sure_target:.3f} on Stage 1: {unsure:.0%} as unsure"
@@ -311,6 +314,8 @@ class AdaptedModel:
             reason += f"; images are {familiar:.0%} like those of Stage 1 (distance {apart:.1f})"
         else:
             reason += f"; another domain than Stage 1 (distance {apart:.0f} of chance): capped"
+        if home > 0 and config.fixed is None:
+            reason += f"; images are {home:.0%} like those at home (distance {away:.1f})"
         return gate, Step("gate", f"{gate.value:.2f}", reason)
 
     def sureness(self, X: np.ndarray) -> float:

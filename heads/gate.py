@@ -1,6 +1,6 @@
 """How far should a domain's predictions leave the source head?
 
-Three signs that need no label of the domain:
+Four signs that need no label of the domain:
 
 *unsure*    a = clip((E_home - E_domain) / (E_home - E_stage_1), 0, 1), E being the mean expected
             F-beta that the calibrated source head promises itself on a domain's first views. A
@@ -10,10 +10,12 @@ Three signs that need no label of the domain:
             features: 1 in expectation for other images of Stage 1's own domain. Of those the
             labels are known, so that nothing needs to be held back (f = 1); f falls to 0 where T
             says that this is another domain.
+*home*      f_0, the same from the distance to the validation rows: images that look as at home keep
+            the source head, however sure it is.
 *shift*     h of :class:`heads.labelshift.LabelShiftTest`: annotators of the known domains differ,
             so those of a third one will.
 
-    gate = f + (1 - f) a (cap - drop h)
+    gate = f + (1 - f) (1 - f_0) a (cap - drop h)
 
 "Unsure" cannot tell images that look different from targets that are different; hence the cap.
 """
@@ -40,7 +42,7 @@ class GateConfig:
     cap, drop : float
         Of a domain that is not Stage 1's.
     familiar : (float, float)
-        T up to which f is 1, and from which it is 0.
+        T up to which f is 1, and from which it is 0; the same for f_0.
     """
 
     fixed: float | None = None
@@ -57,13 +59,14 @@ class Gate:
     ----------
     value : float
         In [0, 1]; 0 is the source head, 1 is the head of Stage 1.
-    unsure, familiar : float
-        a and f; NaN where nobody looked.
+    unsure, familiar, home : float
+        a, f and f_0; 1, 1 and 0 where nobody looked.
     """
 
     value: float
     unsure: float
     familiar: float
+    home: float
 
 
 def unsureness(home: float, stage_1: float, domain: float) -> float:
@@ -73,13 +76,13 @@ def unsureness(home: float, stage_1: float, domain: float) -> float:
     return float(np.clip((home - domain) / (home - stage_1), 0, 1))
 
 
-def distance(domain: Moments, stage_1: Moments) -> float:
+def distance(domain: Moments, known: Moments) -> float:
     """T, squared distance of two mean features over what chance does to it."""
-    moving = stage_1.std > 0
+    moving = known.std > 0
     if not moving.any():
         return 1.0
-    apart = (domain.mean[moving] - stage_1.mean[moving]) / stage_1.std[moving]
-    chance = 1 / min(domain.images, _ROWS) + 1 / min(stage_1.images, _ROWS)
+    apart = (domain.mean[moving] - known.mean[moving]) / known.std[moving]
+    chance = 1 / min(domain.images, _ROWS) + 1 / min(known.images, _ROWS)
     return float((apart**2).mean() / chance)
 
 
@@ -89,8 +92,10 @@ def familiarity(T: float, bounds: tuple[float, float]) -> float:
     return float(np.clip((high - T) / (high - low), 0, 1))
 
 
-def open_gate(unsure: float, familiar: float, shift: float, config: GateConfig) -> Gate:
+def open_gate(
+    unsure: float, familiar: float, home: float, shift: float, config: GateConfig
+) -> Gate:
     """The gate of a domain with these signs."""
     cap = float(np.clip(config.cap - config.drop * shift, 0, 1))
-    value = familiar + (1 - familiar) * unsure * cap
-    return Gate(value if config.fixed is None else config.fixed, unsure, familiar)
+    value = familiar + (1 - familiar) * (1 - home) * unsure * cap
+    return Gate(value if config.fixed is None else config.fixed, unsure, familiar, home)
