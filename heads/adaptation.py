@@ -287,7 +287,7 @@ class Adaptation(BaseEstimator):
             mine = [e for e in self.experts_ if e.moments == moments]
             W = combined(mine, seen, [e.head.W[None] for e in mine], axis=1)[0]
             b = combined(mine, seen, [e.head.b[None] for e in mine])[0]
-            found[moments] = Linear(W, b)
+            found[moments] = Linear(W.astype(np.float32), b)
         return found
 
     def _decision(self, rows: Rows) -> Decision:
@@ -350,7 +350,8 @@ def _rows(X: Any, Y: Any, groups: Any, mask: Any, estimator: Any) -> Rows:
 
 
 def _network(coef_init: Any, intercept_init: Any, target: Rows, home: Rows) -> Linear:
-    W, b = np.asarray(coef_init, np.float64), np.asarray(intercept_init, np.float64)
+    W, b = np.asarray(coef_init), np.asarray(intercept_init, np.float64)
+    W = W.astype(np.promote_types(W.dtype, np.float32), copy=False)
     d, K = target.X.shape[-1], target.Y.shape[1]
     if home.X.shape[-1] != d or home.Y.shape[1] != K:
         raise ValueError(

@@ -78,7 +78,8 @@ class BlendConfig:
     overwrite: bool = option(False, "replace an existing file")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what decides a result."""
     return {
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -182,7 +183,7 @@ def fit(config: FitConfig) -> Head:
         warnings.simplefilter("always")
         if config.source:
             source = FeatureCache(config.source)
-            _refuse_mismatch(cache, source)
+            refuse_mismatch(cache, source)
             source = sampled(source, config.source_rows, config.seed)
             source_rows = source.training()
             fitted = _fit_both(config, estimator, rows, source_rows)
@@ -217,7 +218,7 @@ def fit(config: FitConfig) -> Head:
         | {
             "warnings": notes,
             "command": command_line("heads fit", config, config.cache),
-            "versions": _versions(),
+            "versions": versions(),
             "cache": str(config.cache),
             "source": config.source,
             "method": config.method,
@@ -231,18 +232,24 @@ def fit(config: FitConfig) -> Head:
     return head
 
 
-def _check_options(config: FitConfig, cache: FeatureCache, images: int) -> None:
-    """Say what cannot work in the words of the command line."""
-    if not config.source and config.source_weight != FitConfig.source_weight:
-        raise ValueError("--source-weight has no effect without --source; give both or neither")
-    if not 2 <= config.cv <= images:
+def check_folds(cv: int, cache: FeatureCache, images: int) -> None:
+    """Refuse a number of folds that the labelled images do not allow."""
+    if not 2 <= cv <= images:
         raise ValueError(
-            f"{cache.path}: {images:,} labelled images, --cv {config.cv}; "
+            f"{cache.path}: {images:,} labelled images, --cv {cv}; "
             f"give 2 folds at least and no more than images"
         )
 
 
-def _refuse_mismatch(cache: FeatureCache, source: FeatureCache) -> None:
+def _check_options(config: FitConfig, cache: FeatureCache, images: int) -> None:
+    """Say what cannot work in the words of the command line."""
+    if not config.source and config.source_weight != FitConfig.source_weight:
+        raise ValueError("--source-weight has no effect without --source; give both or neither")
+    check_folds(config.cv, cache, images)
+
+
+def refuse_mismatch(cache: FeatureCache, source: FeatureCache) -> None:
+    """Refuse a source that is of other views, classes or networks, or of the same images."""
     if len(shared := np.intersect1d(cache.ids, source.ids)):
         raise ValueError(
             f"{source.path}: holds image {str(shared[0])!r}, which {cache.path} holds too; "
@@ -340,7 +347,7 @@ def blend(config: BlendConfig) -> StoredBlend:
         decision=decision,
         provenance={
             "command": command_line("heads blend", config, *config.heads),
-            "versions": _versions(),
+            "versions": versions(),
             "heads": [str(path) for path in config.heads],
             "weights": weights,
             "score": fitted.score_,
@@ -356,7 +363,7 @@ def _load_head(path: str) -> Head:
     if not isinstance(content, Head):
         raise ValueError(f"{path}: is a blend; give heads")
     if "target" not in content.oof:
-        raise ValueError(f"{path}: has no out-of-fold scores; make it with `heads fit`")
+        raise ValueError(f"{path}: has no out-of-fold scores; make it with `heads fit` or `adapt`")
     return content
 
 
@@ -378,21 +385,35 @@ def _order(path: str, own: np.ndarray, ids: np.ndarray, first: str) -> np.ndarra
 # -------------------------------------------------------------- predict and score
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What was written: images, how many of them without a label, what adapted models say."""
+
+    images: int
+    empty: int
+    explanations: dict[str, str]
+
+
 def predict(
-    content: str, caches: Sequence[str], out: str, overwrite: bool = False
-) -> tuple[int, int]:
+    content: str,
+    caches: Sequence[str],
+    out: str,
+    overwrite: bool = False,
+    strict: bool = False,
+) -> Prediction:
     """Write ``image_id,labels`` for every image of the caches.
 
-    Returns
-    -------
-    rows, empty : int
-        Rows written, and how many of them have no label.
+    Parameters
+    ----------
+    strict : bool
+        Adapted models do not look at the images that they predict, but one by one.
     """
     refuse_existing(out, overwrite)
-    predictor = Predictor.open(content, caches)
+    predictor = Predictor.open(content, caches, strict)
     sets = predictor.label_sets()
     write_labels(out, predictor.ids, sets)
-    return len(sets), sum(not labels for labels in sets)
+    empty = sum(not labels for labels in sets)
+    return Prediction(len(sets), empty, predictor.explanations())
 
 
 def score_submission(submission: str, labels: Sequence[str], beta: float = 2.0) -> np.ndarray:

@@ -230,6 +230,11 @@ class AdaptedModel:
     config: DomainConfig
 
     @property
+    def n_features_in_(self) -> int:
+        """Number of features d."""
+        return int(self.network.W.shape[1])
+
+    @property
     def source(self) -> ViewedHead:
         """The calibrated source head."""
         return ViewedHead(self.network.calibrated(*self.source_calibration), self.source_first)
@@ -282,10 +287,9 @@ class AdaptedModel:
 
     def _checked(self, X: Any) -> np.ndarray:
         X = check_features(X, self)
-        if X.shape[-1] != self.network.W.shape[1]:
+        if X.shape[-1] != self.n_features_in_:
             raise ValueError(
-                f"X has {X.shape[-1]} features, but Adaptation was fitted on "
-                f"{self.network.W.shape[1]}"
+                f"X has {X.shape[-1]} features, but Adaptation was fitted on {self.n_features_in_}"
             )
         return X
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
@@ -12,6 +13,7 @@ from scipy.sparse import csr_matrix, vstack
 from featcache import CacheSet, FeatureCache
 from featcache.cacheset import refuse_other_images, short
 from heads.decisions import Decision, GlobalThreshold
+from heads.domain_heads import AdaptedModel, DomainHead
 from heads.storage import Head, StoredBlend, load
 
 ROWS_AT_ONCE = 4096
@@ -28,17 +30,26 @@ class Predictor:
     caches : list of FeatureCache
         For each model the cache of its network.
     content : Head or StoredBlend
+    heads : list of estimators
+        What predicts: an adapted model's head of the domain that its cache is, else the estimator.
     """
 
     models: list[Head]
     caches: list[FeatureCache]
     content: Head | StoredBlend
+    heads: list[Any]
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], caches: Sequence[str | os.PathLike[str]]
+        cls,
+        path: str | os.PathLike[str],
+        caches: Sequence[str | os.PathLike[str]],
+        strict: bool = False,
     ) -> Predictor:
         """Read the file and match its heads with caches by ``network_id``.
+
+        A cache is one domain: adapted models look at all its readable images, and at no label,
+        before anything is predicted; unless `strict`, which leaves them at Stage 1's own map.
 
         Raises
         ------
@@ -59,7 +70,8 @@ class Predictor:
             except ValueError as error:
                 raise ValueError(f"{cache.path}: {error}") from None
         refuse_other_images(matched)
-        return cls(models, matched, content)
+        pairs = zip(models, matched, strict=True)
+        return cls(models, matched, content, [_for_domain(m, c, strict) for m, c in pairs])
 
     @property
     def ids(self) -> np.ndarray:
@@ -71,6 +83,14 @@ class Predictor:
         """(K,) class ids."""
         return self.models[0].classes
 
+    def explanations(self) -> dict[str, str]:
+        """By network, what an adapted model did to this domain and why."""
+        return {
+            cache.network_name: head.explain()
+            for head, cache in zip(self.heads, self.caches, strict=True)
+            if isinstance(head, DomainHead)
+        }
+
     @property
     def readable(self) -> np.ndarray:
         """(n,) bool: rows whose image could be read for every model."""
@@ -81,8 +101,8 @@ class Predictor:
         for start in range(0, len(self.ids), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
             scores = [
-                model.estimator.predict_proba(cache.features[rows])
-                for model, cache in zip(self.models, self.caches, strict=True)
+                head.predict_proba(cache.features[rows])
+                for head, cache in zip(self.heads, self.caches, strict=True)
             ]
             if isinstance(self.content, StoredBlend):
                 yield self.content.blend.predict_proba(scores)
@@ -123,6 +143,19 @@ class Predictor:
             self.classes[chosen.indices[a:b]].tolist()
             for a, b in zip(chosen.indptr, chosen.indptr[1:], strict=False)
         ]
+
+
+def _for_domain(model: Head, cache: FeatureCache, strict: bool) -> Any:
+    """The estimator, or what an adapted model makes of the domain that the cache is."""
+    if not isinstance(model.estimator, AdaptedModel):
+        return model.estimator
+    if strict:
+        return model.estimator.for_domain()
+    features, valid = cache.features, cache.valid
+    try:
+        return model.estimator.for_domain(features if valid.all() else features[valid])
+    except ValueError as error:
+        raise ValueError(f"{cache.path}: {error}") from None
 
 
 def _refuse_other_width(path: str | os.PathLike[str], model: Head, cache: FeatureCache) -> None:
