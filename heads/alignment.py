@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from heads.training import check_features
 
-MOMENTS = ("mean", "mean_std")
+MOMENTS = ("none", "mean", "mean_std")
 _ROWS_AT_ONCE = 1 << 22  # numbers that are converted at once
 
 
@@ -86,6 +86,8 @@ class Moments:
     def map_to(self, reference: Moments, moments: str, max_scale: float) -> FeatureMap:
         """The map that gives features with these moments those of the reference."""
         scale = np.ones_like(self.mean)
+        if moments == "none":
+            return FeatureMap(scale, np.zeros_like(self.mean))
         if moments == "mean_std":
             moving = (self.std > 0) & (reference.std > 0)
             np.divide(reference.std, self.std, out=scale, where=moving)
@@ -99,11 +101,12 @@ class DomainAlignment(TransformerMixin, BaseEstimator):
         x' = m_ref + (s_ref / s_dom) (x - m_dom),
 
     feature by feature, with the moments over all images and views of the domain; the factor is
-    1 for ``moments="mean"``. No labels are used: a domain is whatever rows are given at once.
+    1 for ``moments="mean"``, and "none" leaves everything as it is. No labels are used:
+    a domain is whatever rows are given at once.
 
     Parameters
     ----------
-    moments : "mean" or "mean_std"
+    moments : "none", "mean" or "mean_std"
     pseudo_count : float
         Images of the reference that are added to a domain, as it were; 0 matches the moments
         exactly, 10 or so keeps a domain of few images from being matched to its noise.

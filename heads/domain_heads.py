@@ -18,7 +18,7 @@ from heads.alignment import Moments, check_domain_rows
 from heads.decisions import Decision
 from heads.expected import expected_fbeta_sets
 from heads.experts import Linear, average
-from heads.gate import Gate, GateConfig, distance, familiarity, open_gate, unsureness
+from heads.gate import Gate, GateConfig, distance, likeness, open_gate, unsureness
 from heads.inputs import check_truth
 from heads.labelshift import LabelShiftTest
 from heads.platt import mapped
@@ -48,9 +48,9 @@ class DomainConfig:
 
     beta: float = 2.0
     gate: GateConfig = field(default_factory=GateConfig)
-    pseudo_count: float = 5.0
+    pseudo_count: float = 10.0
     max_scale: float = 10.0
-    prior_pseudo_count: float = 100.0
+    prior_pseudo_count: float = 300.0
 
 
 @dataclass(frozen=True)
@@ -306,7 +306,7 @@ class AdaptedModel:
             distance(domain.like(known), known.like(domain))
             for known in (self.target_moments, self.source_moments)
         )
-        familiar, home = familiarity(apart, config.familiar), familiarity(away, config.familiar)
+        familiar, home = likeness(apart, away, domain.every.images, config)
         gate = open_gate(unsure, familiar, home, shift, config)
         reason = (
             f"the source head expects F{self.config.beta:g} {sure:.3f} here, {self.sure_home:.3f} "

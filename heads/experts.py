@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from heads.alignment import FeatureMap, Moments
+from heads.alignment import FeatureMap, Moments, check_moments
 from heads.logistic import DropoutLogisticCV
+
+PULLS = ("network", "zero")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class ExpertConfig:
 
     Attributes
     ----------
-    moments : tuple of "mean", "mean_std"
+    moments : tuple of "none", "mean", "mean_std"
         Maps to the validation rows' moments; a head for each.
     pulls : tuple of "network", "zero"
         What heads shrink towards; a head for each.
@@ -133,6 +135,13 @@ def fit_experts(
     target: Rows, source: Rows, start: Linear, config: ExpertConfig, seed: int
 ) -> list[Expert]:
     """One head for each map and each pull."""
+    for moments in config.moments:
+        check_moments(moments)
+    if not config.moments or not config.pulls or not set(config.pulls) <= set(PULLS):
+        raise ValueError(
+            f"moments {config.moments}, pulls {config.pulls}: give at least one of each; pulls are "
+            f"{' and '.join(PULLS)}"
+        )
     of_target, of_source = Moments.of(target.X), Moments.of(source.X)
     if config.source_weight and len(source.X) > config.source_rows:
         drawn = np.random.default_rng(seed).permutation(len(source.X))[: config.source_rows]
@@ -143,8 +152,9 @@ def fit_experts(
         to_source = of_target.map_to(of_source, moments, config.max_scale)
         spread = to_source.scale * of_target.std
         spread = np.where(spread > 0, spread, 1.0)
-        standard = FeatureMap(1 / spread, -of_source.mean / spread)
-        unstandard = FeatureMap(spread, of_source.mean)
+        centre = to_source.scale * of_target.mean + to_source.shift
+        standard = FeatureMap(1 / spread, -centre / spread)
+        unstandard = FeatureMap(spread, centre)
         both = _both(
             standard.transform(to_source.transform(target.X)),
             standard.transform(source.X[:, :1]),

@@ -11,7 +11,10 @@ Four signs that need no label of the domain:
             labels are known, so that nothing needs to be held back (f = 1); f falls to 0 where T
             says that this is another domain.
 *home*      f_0, the same from the distance to the validation rows: images that look as at home keep
-            the source head, however sure it is.
+            the source head, however sure it is. Where few images cannot tell the two domains
+            apart, f f_0 of the gate's room goes to the nearer one: f <- f (1 - f_0 + f_0 r) with
+            r = e_0 / (e + e_0), e = max(T - 1, 0) the distance beyond chance. Fewer than 100 images
+            show less than the whole of either: f <- f n / 100, f_0 <- f_0 n / 100.
 *shift*     h of :class:`heads.labelshift.LabelShiftTest`: annotators of the known domains differ,
             so those of a third one will.
 
@@ -29,6 +32,7 @@ import numpy as np
 from heads.alignment import Moments
 
 _ROWS = 1000  # images beyond which more of them make T no stricter
+_ENOUGH = 100  # images that can show which domain they are of
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,18 @@ def familiarity(T: float, bounds: tuple[float, float]) -> float:
     """f, falling from 1 to 0 within the bounds."""
     low, high = bounds
     return float(np.clip((high - T) / (high - low), 0, 1))
+
+
+def likeness(
+    to_stage_1: float, to_home: float, images: int, config: GateConfig
+) -> tuple[float, float]:
+    """f and f_0 of a domain at distances T from Stage 1 and from the validation rows."""
+    familiar = familiarity(to_stage_1, config.familiar)
+    home = familiarity(to_home, config.familiar)
+    beyond, beyond_home = max(to_stage_1 - 1, 0.0), max(to_home - 1, 0.0)
+    nearer = beyond_home / (beyond + beyond_home) if beyond + beyond_home > 0 else 0.5
+    shown = min(1, images / _ENOUGH)
+    return shown * familiar * (1 - home + home * nearer), shown * home
 
 
 def open_gate(

@@ -15,7 +15,7 @@ from sklearn.exceptions import NotFittedError
 from heads import Adaptation, ExpectedFBeta, GlobalThreshold, PlattCalibration, mean_fbeta
 from heads.domain_heads import DomainConfig, DomainHead
 from heads.experts import ExpertConfig
-from heads.gate import GateConfig, familiarity, open_gate, unsureness
+from heads.gate import GateConfig, familiarity, likeness, open_gate, unsureness
 from tests import synthetic
 
 QUICK = ExpertConfig(dropouts=(0.2,), cv=3)
@@ -245,6 +245,22 @@ def test_steps_can_be_replaced() -> None:
     np.testing.assert_allclose(other.model_.source_calibration[0], 1)
 
 
+def test_without_maps_the_adapted_head_is_the_same_everywhere() -> None:
+    other = fitted(experts=replace(QUICK, moments=("none",)))
+    first, second = (other.for_domain(domain).adapted for domain in (X_TEST, X_TEST + 3))
+    np.testing.assert_array_equal(first.head.W, second.head.W)
+    np.testing.assert_array_equal(first.head.b, second.head.b)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [({"moments": ("mode",)}, "moments is 'mode'"), ({"pulls": ("home",)}, "pulls are network")],
+)
+def test_unknown_steps_are_named(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        fitted(experts=replace(QUICK, **config))
+
+
 def test_domains_may_have_fewer_views(chain: Adaptation) -> None:
     head = chain.for_domain(X_TEST[:, 0])
     assert isinstance(head, DomainHead)
@@ -279,6 +295,11 @@ def test_the_gate_follows_its_signs() -> None:
     assert unsureness(0.6, 0.7, 0.6) == 1  # sureness says nothing
     assert familiarity(1.0, (1.5, 3.0)) == 1
     assert familiarity(9.0, (1.5, 3.0)) == 0
+    assert likeness(1.0, 50.0, 500, config) == (1.0, 0.0)  # Stage 1's
+    assert likeness(50.0, 1.0, 500, config) == (0.0, 1.0)  # the source's
+    assert likeness(1.4, 1.0, 500, config) == (0.0, 1.0)  # either's, but nearer to the source
+    assert likeness(1.0, 1.4, 500, config) == (1.0, 1.0)
+    assert likeness(1.0, 50.0, 20, config) == (0.2, 0.0)  # too few to be certain
 
 
 # ------------------------------------------------------------------------- faults
