@@ -173,9 +173,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="cases side by side, a core each")
     parser.add_argument("--quick", action="store_true", help="one network, split and Stage 1")
     arguments = parser.parse_args()
-    name = "transfer"
+    suffix = ""
     if arguments.quick:
-        name = "transfer_quick"
+        suffix = "_quick"
         arguments.stage_1, arguments.splits = ["gyosho"], 1
         arguments.networks = arguments.networks[1:2]
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that are started
@@ -191,8 +191,8 @@ def main() -> None:
         for job, rows in zip(jobs, pool.map(_run, jobs), strict=True):
             cells += rows
             print(f"{job.font}, {job.kind}, split {job.split}: done", flush=True)
-    _write_cells(cells, f"{name}_cells")
-    report(name, summary(cells), "Recovered of shifts; mean F2 of blended networks")
+    _write_cells(cells, f"transfer_cells{suffix}")
+    report(f"transfer{suffix}", summary(cells), "Recovered of shifts; mean F2 of blended networks")
 
 
 if __name__ == "__main__":
