@@ -38,7 +38,7 @@ from heads.domain_heads import (
     ViewedHead,
     table,
 )
-from heads.experts import Expert, ExpertConfig, Linear, Rows, fit_experts
+from heads.experts import ExpertConfig, Linear, Rows, average, fit_experts
 from heads.gate import unsureness
 from heads.inputs import check_beta
 from heads.labelshift import label_shift_test
@@ -155,7 +155,7 @@ class Adaptation(BaseEstimator):
         self.experts_ = fit_experts(target, home, network, config, self.random_state)
         domain = DomainConfig() if self.domain is None else self.domain
         domain = replace(domain, beta=float(self.beta), max_scale=config.max_scale)
-        oof = combined(self.experts_, _positives(target), [e.oof for e in self.experts_])
+        oof = np.mean([e.oof for e in self.experts_], axis=0)
         target_first, margins = self._first_view(_over_views(oof), target)
         calibrated, target_calibration = self._calibrated(margins, target)
         at_home = _margins_by_view(network, home.X)
@@ -177,7 +177,7 @@ class Adaptation(BaseEstimator):
         self.n_features_in_ = target.X.shape[-1]
         self.model_ = AdaptedModel(
             network=network,
-            targets=self._targets(target),
+            targets=self._targets(),
             source_moments=DomainMoments.of(home.X),
             target_moments=DomainMoments.of(target.X),
             source_calibration=source_calibration,
@@ -279,15 +279,12 @@ class Adaptation(BaseEstimator):
         losses = [_loss(w * adapted + (1 - w) * unadapted, rows) for w in _SHARES]
         return float(_SHARES[int(np.argmin(losses))])
 
-    def _targets(self, target: Rows) -> dict[str, Linear]:
+    def _targets(self) -> dict[str, Linear]:
         """By map, the average head over the pulls."""
-        seen = _positives(target)
         found = {}
         for moments in dict.fromkeys(e.moments for e in self.experts_):
-            mine = [e for e in self.experts_ if e.moments == moments]
-            W = combined(mine, seen, [e.head.W[None] for e in mine], axis=1)[0]
-            b = combined(mine, seen, [e.head.b[None] for e in mine])[0]
-            found[moments] = Linear(W.astype(np.float32), b)
+            mean = average([e.head for e in self.experts_ if e.moments == moments])
+            found[moments] = Linear(mean.W.astype(np.float32), mean.b)
         return found
 
     def _decision(self, rows: Rows) -> Decision:
@@ -306,27 +303,6 @@ class Adaptation(BaseEstimator):
             for rows in (home, target)
         ]
         self.model_ = replace(self.model_, sure_home=sure[0], sure_target=sure[1])
-
-
-def combined(
-    experts: list[Expert], seen: np.ndarray, parts: list[np.ndarray], axis: int = -1
-) -> np.ndarray:
-    """Mean over experts of parts whose given axis is the labels.
-
-    Of labels without a positive the heads that were pulled to zero know nothing: they are left
-    out, unless there are no others.
-    """
-    pulled = np.array([e.pull == "zero" for e in experts])
-    weights = np.ones((len(experts), len(seen)))
-    if not pulled.all():
-        weights[np.ix_(pulled, ~seen)] = 0
-    weights /= weights.sum(axis=0)
-    total = np.zeros(parts[0].shape)
-    for weight, part in zip(weights, parts, strict=True):
-        shape = [1] * part.ndim
-        shape[axis] = len(seen)
-        total += weight.reshape(shape) * part
-    return total
 
 
 def _rows(X: Any, Y: Any, groups: Any, mask: Any, estimator: Any) -> Rows:
@@ -365,10 +341,6 @@ def _network(coef_init: Any, intercept_init: Any, target: Rows, home: Rows) -> L
     if not (np.isfinite(W).all() and np.isfinite(b).all()):
         raise ValueError("coef_init or intercept_init is not finite; give the network's last layer")
     return Linear(W, b)
-
-
-def _positives(rows: Rows) -> np.ndarray:
-    return np.asarray((rows.Y > 0).any(axis=0))
 
 
 def _hard(rows: Rows) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from heads.alignment import FeatureMap, Moments, check_moments
-from heads.logistic import DropoutLogisticCV
+from heads.logistic import DropoutLogistic, DropoutLogisticCV
 
 PULLS = ("network", "zero")
 
@@ -134,14 +134,15 @@ class Rows:
 def fit_experts(
     target: Rows, source: Rows, start: Linear, config: ExpertConfig, seed: int
 ) -> list[Expert]:
-    """One head for each map and each pull."""
-    for moments in config.moments:
-        check_moments(moments)
-    if not config.moments or not config.pulls or not set(config.pulls) <= set(PULLS):
-        raise ValueError(
-            f"moments {config.moments}, pulls {config.pulls}: give at least one of each; pulls are "
-            f"{' and '.join(PULLS)}"
-        )
+    """One head for each map and each pull.
+
+    Labels without a positive in Stage 1 are not trained: they keep the network's weights and
+    share a shift of their biases (:class:`heads.DropoutLogistic` on rare labels).
+    """
+    _check(config)
+    seen = np.flatnonzero((target.Y > 0).any(axis=0))
+    if not len(seen):
+        raise ValueError("Stage 1 has no positive label; there is nothing to adapt to")
     of_target, of_source = Moments.of(target.X), Moments.of(source.X)
     if config.source_weight and len(source.X) > config.source_rows:
         drawn = np.random.default_rng(seed).permutation(len(source.X))[: config.source_rows]
@@ -154,24 +155,44 @@ def fit_experts(
         spread = np.where(spread > 0, spread, 1.0)
         centre = to_source.scale * of_target.mean + to_source.shift
         standard = FeatureMap(1 / spread, -centre / spread)
-        unstandard = FeatureMap(spread, centre)
-        both = _both(
-            standard.transform(to_source.transform(target.X)),
-            standard.transform(source.X[:, :1]),
-            target,
-            source,
-            config.source_weight,
-        )
+        network = start.after(FeatureMap(spread, centre))
+        Z = standard.transform(to_source.transform(target.X))
+        rest = _unseen(Z, target.Y, network, seen)
+        both = _both(Z, standard.transform(source.X[:, :1]), target, source, config.source_weight)
+        both["Y"] = both["Y"][:, seen]
         for pull in config.pulls:
-            init = start.after(unstandard) if pull == "network" else None
-            rates = dropouts.get(pull, config.dropouts)
-            fitted = _fit(both, init, rates, config.cv, seed)
+            init = Linear(network.W[seen], network.b[seen]) if pull == "network" else None
+            fitted = _fit(both, init, dropouts.get(pull, config.dropouts), config.cv, seed)
             dropouts[pull] = [float(fitted.dropout_)]  # the other map differs little
-            head = Linear(fitted.coef_, fitted.intercept_).after(standard)
-            oof = fitted.oof_decision_function_[: target.X.shape[0] * target.X.shape[1]]
-            oof = oof.reshape(*target.X.shape[:2], -1)
-            experts.append(Expert(moments, pull, float(fitted.dropout_), head, oof))
+            head = Linear(rest.W.copy(), rest.b.copy())
+            head.W[seen], head.b[seen] = fitted.coef_, fitted.intercept_
+            oof = head.margins(Z.reshape(-1, Z.shape[-1]))
+            oof[:, seen] = fitted.oof_decision_function_[: len(oof)]
+            oof = oof.reshape(*Z.shape[:2], -1)
+            experts.append(Expert(moments, pull, dropouts[pull][0], head.after(standard), oof))
     return experts
+
+
+def _check(config: ExpertConfig) -> None:
+    for moments in config.moments:
+        check_moments(moments)
+    if not config.moments or not config.pulls or not set(config.pulls) <= set(PULLS):
+        raise ValueError(
+            f"moments {config.moments}, pulls {config.pulls}: give at least one of each; pulls are "
+            f"{' and '.join(PULLS)}"
+        )
+
+
+def _unseen(Z: np.ndarray, Y: np.ndarray, network: Linear, seen: np.ndarray) -> Linear:
+    """The network's head, its labels without positives at the rate that Stage 1 has of them."""
+    b = network.b.copy()
+    rest = np.setdiff1d(np.arange(len(b)), seen)
+    if len(rest):
+        rare = DropoutLogistic(min_positives=len(Z) + 1).fit(
+            Z, Y[:, rest], coef_init=network.W[rest], intercept_init=b[rest]
+        )
+        b[rest] = rare.intercept_
+    return Linear(network.W, b)
 
 
 def _both(

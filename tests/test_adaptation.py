@@ -187,18 +187,22 @@ def test_one_row_is_too_few(chain: Adaptation) -> None:
         chain.for_domain(X_TEST[:1])
 
 
-def test_a_class_without_positives_keeps_a_say() -> None:
+def test_a_class_without_positives_keeps_the_networks_weights() -> None:
     Y = STAGE_1.Y.copy()
     Y[:, 0] = 0
-    head = fitted(Y).for_domain(X_TEST)
-    P = head.predict_proba(X_TEST)
-    assert np.isfinite(P).all()
-    assert P[:, 0].std() > 1e-4
-    # In the order of the network's own scores, as nothing else is known of it.
-    only = fitted(Y, share=1.0, experts=replace(QUICK, source_weight=0.0))
-    margins = only.for_domain(X).adapted.margins(X)[:, 0]
-    network = X.mean(1) @ W0[0] + B0[0]
-    assert np.corrcoef(margins, network)[0, 1] > 0.9
+    chain = fitted(Y, calibration=None)
+    head = chain.for_domain(X)
+    assert np.isfinite(head.predict_proba(X_TEST)).all()
+    for model in chain.model_.targets.values():
+        np.testing.assert_allclose(model.W[0], W0[0], rtol=1e-5)
+        assert np.abs(model.W[1] - W0[1]).max() > 0.01
+    # Its rate is that of Stage 1, where it is never seen.
+    assert expit(head.adapted.margins(X)[:, 0]).sum() < 2
+
+
+def test_nothing_positive_is_refused() -> None:
+    with pytest.raises(ValueError, match="no positive label"):
+        fitted(np.zeros_like(STAGE_1.Y))
 
 
 # ------------------------------------------------------------------ labelled rows
