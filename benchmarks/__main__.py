@@ -8,7 +8,15 @@ import sys
 from pathlib import Path
 
 HELP = "python -m benchmarks NAME [--quick] runs one; NAME --help says the rest"
-TOOLS = {"__init__", "__main__", "heads_peers", "measure", "problems"}
+TOOLS = {
+    "__init__",
+    "__main__",
+    "heads_peers",
+    "measure",
+    "problems",
+    "transfer_domains",
+    "transfer_methods",
+}
 
 
 def questions() -> dict[str, str]:

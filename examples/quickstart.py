@@ -157,10 +157,10 @@ def predict_and_score(blend: Path, image_set: str, labels: Path, out: Path) -> N
     """``heads predict`` and ``heads score`` for one image set."""
     submission = out / "submissions" / f"{image_set}.csv"
     print(f"\n$ heads predict {blend} --caches {out / 'caches' / image_set} --out {submission}")
-    rows, empty = commands.predict(
+    done = commands.predict(
         str(blend), [str(out / "caches" / image_set)], str(submission), overwrite=True
     )
-    print(f"{submission}: {rows:,} images, {empty:,} of them without a label")
+    print(f"{submission}: {done.images:,} images, {done.empty:,} of them without a label")
     print(f"$ heads score {submission} --labels {labels}")
     result = commands.score(str(submission), [str(labels)])
     print(f"mean F2 {result['fbeta']:.4f} [{result['low']:.4f}, {result['high']:.4f}]", flush=True)

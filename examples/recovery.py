@@ -14,10 +14,17 @@ from scipy.special import expit
 
 from featcache import FeatureCache, Labels
 from featcache.annotations import read_labels
-from heads import Blend, DropoutLogisticCV, GlobalThreshold, bootstrap_interval, fbeta_per_image
-from heads.decisions import best_global_threshold
+from heads import (
+    Blend,
+    CalibratedDecision,
+    DropoutLogisticCV,
+    GlobalThreshold,
+    bootstrap_interval,
+    fbeta_per_image,
+)
+from heads.decisions import Decision, best_global_threshold
 from heads.prediction import Predictor
-from heads.storage import Head, StoredBlend, load
+from heads.storage import Head
 
 ORACLE_DROPOUT = 0.05  # with thousands of labels the rate hardly matters
 
@@ -137,29 +144,29 @@ class Recovery:
             self._row(network, "unadapted, cut tuned on Stage 1", P, tuned),
         ]
 
-    def _row(self, network: str, model: str, P: dict[str, np.ndarray], cut: float) -> Row:
+    def _row(
+        self, network: str, model: str, P: dict[str, np.ndarray], cut: float | Decision
+    ) -> Row:
         row = Row(network, model)
         name = self.networks[0] if network == "blend" else network
         for image_set, proba in P.items():
             truth = self.truth(image_set, self.cache(image_set, name))
-            rule = GlobalThreshold()
-            rule.threshold_, rule.n_features_in_ = cut, proba.shape[1]
+            rule = GlobalThreshold.at(cut, proba.shape[1]) if isinstance(cut, float) else cut
             predicted = rule.predict(proba[truth.rows])
             row.scores[image_set] = fbeta_per_image(truth.Y, predicted, missed=truth.missed)
         return row
 
     def _stored(self, path: Path, network: str, model: str) -> Row:
         """A stored head or blend; validation rows that it was fitted on are scored out of fold."""
-        P = {
-            image_set: Predictor.open(path, [self.out / "caches" / image_set]).predict_proba()
+        predictors = {
+            image_set: Predictor.open(path, [self.out / "caches" / image_set])
             for image_set in self.domains
         }
-        content = load(path)
-        if isinstance(content, StoredBlend):
-            return self._row(network, model, P, content.blend.threshold_)
-        if "source" in content.oof:
+        P = {image_set: predictor.predict_proba() for image_set, predictor in predictors.items()}
+        content = predictors["validation"].content
+        if isinstance(content, Head) and "source" in content.oof:
             self._put_out_of_fold(P["validation"], content)
-        return self._row(network, model, P, content.provenance["threshold"])
+        return self._row(network, model, P, predictors["validation"].rule())
 
     def _put_out_of_fold(self, proba: np.ndarray, head: Head) -> None:
         ids = self.cache("validation", self.networks[0]).ids
@@ -179,7 +186,7 @@ class Recovery:
     def _oracle(self, network: str) -> tuple[Row, dict[str, tuple[np.ndarray, np.ndarray]]]:
         """For each target typeface a head fitted on all its unscored characters.
 
-        Returns the row, and (probabilities, out-of-fold cut) of each scored image set.
+        Returns the row, and (probabilities, out-of-fold ones, truth) of each scored image set.
         """
         row = Row(network, "oracle (labels of that typeface)")
         kept: dict[str, Any] = {}
@@ -202,10 +209,11 @@ class Recovery:
                 coef_init=scored.weight,
                 intercept_init=scored.bias,
             )
-            cut = best_global_threshold(head.oof_predict_proba_, csr_matrix(vstack(Y)))[0]
+            held, truth = head.oof_predict_proba_, csr_matrix(vstack(Y))
             P = head.predict_proba(scored.x("eval"))
-            kept[image_set] = (P, head.oof_predict_proba_, csr_matrix(vstack(Y)))
-            row.scores |= self._row(network, "", {image_set: P}, cut).scores
+            kept[image_set] = (P, held, truth)
+            rule = CalibratedDecision().fit(held, truth)
+            row.scores |= self._row(network, "", {image_set: P}, rule).scores
         return row, kept
 
     def _all_labels(self, font: str, folder: str, cache: FeatureCache) -> Labels:
@@ -227,9 +235,9 @@ class Recovery:
         row = Row("blend", "oracle (labels of that typeface)")
         for image_set in list(self.domains)[1:]:
             held = np.mean([o[image_set][1] for o in oracles], axis=0)
-            cut = best_global_threshold(held, oracles[0][image_set][2])[0]
+            rule = CalibratedDecision().fit(held, oracles[0][image_set][2])
             proba = np.mean([o[image_set][0] for o in oracles], axis=0)
-            row.scores |= self._row("blend", "", {image_set: proba}, cut).scores
+            row.scores |= self._row("blend", "", {image_set: proba}, rule).scores
         self.rows.append(row)
 
     def _fill_gaps(self, network: str) -> None:

@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from heads.adaptation import Adaptation
+    from heads.alignment import DomainAlignment
     from heads.blending import Blend
     from heads.calibration import PlattCalibration, reliability
     from heads.chain import CalibratedDecision
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
 
 # Names are imported when first used: scikit-learn alone takes most of a second to load.
 _HOMES = {
+    "Adaptation": "adaptation",
     "Blend": "blending",
     "CalibratedDecision": "chain",
+    "DomainAlignment": "alignment",
     "DropoutLogistic": "logistic",
     "DropoutLogisticCV": "logistic",
     "DropoutRidge": "ridge",
@@ -41,8 +45,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "Adaptation",
     "Blend",
     "CalibratedDecision",
+    "DomainAlignment",
     "DropoutLogistic",
     "DropoutLogisticCV",
     "DropoutRidge",

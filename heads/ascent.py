@@ -18,14 +18,7 @@ from scipy.sparse import csr_matrix
 
 from heads.cuts import apply_threshold, best_global_threshold
 from heads.folds import Fold
-from heads.inputs import (
-    Matrix,
-    check_beta,
-    check_missed,
-    check_scores,
-    check_truth,
-    check_weights,
-)
+from heads.inputs import LabelledRows, Matrix, check_beta, check_rows
 from heads.metrics import fbeta_per_image
 
 _GAIN = 1e-12  # of the mean; what is less is rounding
@@ -34,23 +27,9 @@ _ROUNDS = 20
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Checked scores and truth of images.
+class Scored(LabelledRows):
+    """Checked scores and truth of images, scored by F-beta."""
 
-    Attributes
-    ----------
-    P : (n, K)
-    truth : (n, K) CSR
-    unknown : (n, K) bool, dense or CSR, or None
-    weight, missed : (n,)
-    beta : float
-    """
-
-    P: np.ndarray
-    truth: csr_matrix
-    unknown: Matrix | None
-    weight: np.ndarray
-    missed: np.ndarray
     beta: float
 
     @classmethod
@@ -64,22 +43,8 @@ class Scored:
         missed: np.ndarray | None = None,
     ) -> Scored:
         """Refuse what cannot be scored, by name."""
-        P = check_scores(P)
-        truth, unknown = check_truth(Y, mask, P.shape)
-        weight, outside = check_weights(sample_weight, len(P)), check_missed(missed, len(P))
-        return cls(P, truth, unknown, weight, outside, check_beta(beta))
-
-    def take(self, rows: np.ndarray) -> Scored:
-        """Some of the images."""
-        unknown = None if self.unknown is None else self.unknown[rows]
-        return Scored(
-            self.P[rows],
-            self.truth[rows],
-            unknown,
-            self.weight[rows],
-            self.missed[rows],
-            self.beta,
-        )
+        rows = check_rows(P, Y, mask, sample_weight, missed)
+        return cls(**vars(rows), beta=check_beta(beta))
 
     def global_threshold(self, min_labels: int = 0, max_labels: int | None = None) -> float:
         """The best one threshold for all classes, within the scores if it is infinite."""

@@ -135,10 +135,8 @@ class Blend(BaseEstimator):
 
     def predict(self, P: np.ndarray | Sequence[np.ndarray]) -> csr_matrix:
         """Label sets of the blended probabilities; bool CSR (n, K)."""
-        rule = GlobalThreshold(beta=self.beta)
-        rule.threshold_ = self.threshold_
-        rule.n_features_in_ = self.n_features_in_
-        return rule.predict(self.predict_proba(P))
+        cut = GlobalThreshold.at(self.threshold_, self.n_features_in_)
+        return cut.predict(self.predict_proba(P))
 
     def _space(self, p: np.ndarray) -> np.ndarray:
         if self.average == "probability":

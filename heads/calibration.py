@@ -11,8 +11,9 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from heads.folds import check_folds
-from heads.inputs import Matrix, check_probabilities, check_truth, check_weights
-from heads.platt import Entries, LabelMaps, PlattScaling, fit_platt, logits, mapped
+from heads.inputs import Matrix, check_labels, check_probabilities, check_rows
+from heads.label_maps import Entries, LabelMaps, image_losses
+from heads.platt import PlattScaling, fit_platt, logits, mapped
 from heads.shrinkage import cautious, check_strengths
 
 __all__ = ["PlattCalibration", "PlattScaling", "Reliability", "fit_platt", "reliability"]
@@ -109,37 +110,42 @@ class PlattCalibration(BaseEstimator):
         if self.kind not in ("platt", "temperature"):
             raise ValueError(f"kind is {self.kind!r}; expected 'platt' or 'temperature'")
         strengths = check_strengths(self.strengths)
-        P = check_probabilities(P)
+        rows = check_rows(P, Y, mask, sample_weight, probabilities=True)
+        P, truth, weight, known = rows.P, rows.truth, rows.weight, rows.known()
         if not P.size:
             raise ValueError(f"P has shape {P.shape}; calibration needs images and labels")
-        truth, unknown = check_truth(Y, mask, P.shape)
-        if unknown is not None:
-            unknown = unknown if isinstance(unknown, np.ndarray) else unknown.toarray()
-        data = Entries(
-            P,
-            truth.toarray() > 0,
-            None if unknown is None else ~unknown,
-            check_weights(sample_weight, len(P)),
-        )
         intercept = self.kind == "platt"
-        losses = np.zeros((len(strengths), len(P)))
+        folds = []
         if len(strengths) > 1:
-            for train, test in check_folds(self.cv, P, truth, groups, self.random_state):
-                fitted, held = data.take(train), data.take(test)
-                maps = LabelMaps.shared_by_all(fitted, intercept)
-                for row, strength in zip(losses, strengths, strict=True):
-                    if np.isfinite(strength):
-                        maps.improve(fitted, strength)
-                    row[test] = maps.losses(held)
-        self.strength_ = strengths[cautious(-losses, data.weight)]
+            folds = check_folds(self.cv, P, truth, groups, self.random_state)
+        # Images that train in the same folds have the same code.
+        trains = np.zeros((len(P), len(folds)), bool)
+        for fold, (train, _) in enumerate(folds):
+            trains[train, fold] = True
+        codes, code = np.unique(trains, axis=0, return_inverse=True)
+        entries = Entries(P, truth.toarray() > 0, known, weight, code.reshape(-1), intercept)
+        data = entries.counted()
+        losses = np.zeros((len(strengths), len(P)))
+        for fold, (_, test) in enumerate(folds):
+            some, maps = data.points(codes[:, fold]), []
+            fitted = LabelMaps.shared_by_all(some, intercept)
+            for strength in strengths:
+                if np.isfinite(strength):
+                    fitted.improve(some, strength)
+                maps.append((fitted.slopes(), fitted.intercepts()))
+            held = None if known is None else known[test]
+            losses[:, test] = image_losses(P[test], truth[test], held, maps)
+        self.strength_ = strengths[cautious(-losses, weight)]
         self.cv_scores_ = {
             "strength": np.array(strengths),
-            "score": losses @ data.weight / data.weight.sum(),
+            "score": losses @ weight / weight.sum(),
         }
-        maps = LabelMaps.shared_by_all(data, intercept)
+        everything = data.points(np.ones(len(codes), bool))
+        fitted = LabelMaps.shared_by_all(everything, intercept)
         if np.isfinite(self.strength_):
-            maps.improve(data, self.strength_)
-        self.shared_, self.slope_, self.intercept_ = maps.shared, maps.slopes(), maps.intercepts()
+            fitted.improve(everything, self.strength_)
+        self.shared_ = fitted.shared
+        self.slope_, self.intercept_ = fitted.slopes(), fitted.intercepts()
         self.n_features_in_ = P.shape[1]
         return self
 
@@ -147,11 +153,7 @@ class PlattCalibration(BaseEstimator):
         """Calibrated probabilities (n, K); float64 of float64, else float32."""
         check_is_fitted(self, "slope_")
         P = check_probabilities(P)
-        if P.shape[1] != self.n_features_in_:
-            raise ValueError(
-                f"P has {P.shape[1]} labels, but the calibration was fitted on "
-                f"{self.n_features_in_}"
-            )
+        check_labels(P, self.n_features_in_, type(self).__name__)
         return mapped(P, self.slope_, self.intercept_)
 
 
@@ -201,20 +203,19 @@ def reliability(
     """
     if n_bins < 1:
         raise ValueError(f"n_bins is {n_bins}; expected at least 1")
-    P = check_probabilities(P)
-    truth, unknown = check_truth(Y, mask, P.shape)
-    weights = check_weights(sample_weight, len(P))
+    rows = check_rows(P, Y, mask, sample_weight, probabilities=True)
+    P = rows.P
     sums = np.zeros((4, _CELLS))  # weight, its square, expected and true positives
     step = max(1, _BLOCK // max(1, P.shape[1]))
     for start in range(0, len(P), step):
         at = slice(start, start + step)
         p = P[at].astype(np.float64)
-        a = np.repeat(weights[at, None], p.shape[1], axis=1)
-        if unknown is not None:
-            a *= ~(unknown[at] if isinstance(unknown, np.ndarray) else unknown[at].toarray())
+        a = np.repeat(rows.weight[at, None], p.shape[1], axis=1)
+        if (known := rows.known(at)) is not None:
+            a *= known
         margin = logits(p).ravel()
         cell = np.clip((margin / 32.4 + 0.5) * _CELLS, 0, _CELLS - 1).astype(np.intp)
-        for total, values in zip(sums, (a, a**2, a * p, a * truth[at].toarray()), strict=True):
+        for total, values in zip(sums, (a, a**2, a * p, a * rows.truth[at].toarray()), strict=True):
             total += np.bincount(cell, values.ravel(), minlength=_CELLS)
     sums = sums[:, sums[0] > 0]
     if not sums.shape[1]:

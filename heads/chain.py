@@ -10,8 +10,11 @@ from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from heads.calibration import PlattCalibration
-from heads.decisions import Decision, ExpectedFBeta
-from heads.inputs import Matrix
+from heads.cuts import Limits
+from heads.decisions import Decision, ExpectedFBeta, GlobalThreshold, PerClassThreshold
+from heads.inputs import Matrix, check_beta
+
+NAMED = ("expected", "global", "per-class")  # the recommended one first
 
 
 class CalibratedDecision(Decision):
@@ -106,3 +109,70 @@ class CalibratedDecision(Decision):
         if hasattr(self.decision_, "expected_"):
             self.expected_ = self.decision_.expected_
         return sets
+
+
+def named_decision(
+    name: str = "expected",
+    beta: float = 2,
+    min_labels: int = 0,
+    max_labels: int | None = None,
+    cv: int = 5,
+    random_state: int = 0,
+) -> Decision:
+    """A rule by its name, to be fitted on out-of-fold probabilities.
+
+    Parameters
+    ----------
+    name : "expected", "global" or "per-class"
+        expected: :class:`CalibratedDecision` as it is; global: :class:`heads.GlobalThreshold`;
+        per-class: :class:`heads.PerClassThreshold`.
+    beta, min_labels, max_labels
+        Of the rule.
+    cv, random_state : int
+        Folds by which strengths of shrinkage are chosen.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
+    """
+    check_beta(beta)
+    Limits(min_labels, max_labels)
+    if name == "expected":
+        return CalibratedDecision(
+            ExpectedFBeta(beta, min_labels, max_labels),
+            PlattCalibration(cv=cv, random_state=random_state),
+            beta=beta,
+        )
+    if name == "global":
+        return GlobalThreshold(beta, min_labels, max_labels)
+    if name == "per-class":
+        return PerClassThreshold(beta, min_labels, max_labels, cv=cv, random_state=random_state)
+    raise ValueError(f"decision is {name!r}; expected {', '.join(NAMED[:-1])} or {NAMED[-1]}")
+
+
+def described(rule: Decision) -> str:
+    """A fitted rule in a line."""
+    inner: Any = getattr(rule, "decision_", rule)
+    if isinstance(inner, ExpectedFBeta):
+        text = f"the highest expected F{inner.beta:g}"
+    elif isinstance(inner, PerClassThreshold):
+        low, high = inner.thresholds_.min(), inner.thresholds_.max()
+        text = f"a cut for each class, {low:.4f} to {high:.4f} around {inner.threshold_:.4f}"
+    elif isinstance(inner, GlobalThreshold):
+        text = f"the cut {inner.threshold_:.4f}"
+    else:
+        text = type(inner).__name__
+    calibration = getattr(rule, "calibration_", None)
+    if isinstance(calibration, PlattCalibration):
+        text += f" after Platt scaling (strength {calibration.strength_:g})"
+    elif calibration is not None:
+        text += f" after {type(calibration).__name__}"
+    if getattr(rule, "shift_", None) is not None:
+        text += " and a shift of label rates"
+    least, most = getattr(inner, "min_labels", 0), getattr(inner, "max_labels", None)
+    if least:
+        text += f", at least {least} labels an image"
+    if most is not None:
+        text += f", at most {most} labels an image"
+    return text

@@ -1,4 +1,4 @@
-"""The command ``heads``: fit, blend, predict, score."""
+"""The command ``heads``: fit, adapt, blend, predict, score."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from collections.abc import Sequence
 
 from featcache import __version__
 from featcache.console import Parser, add_options, from_arguments, run
-from heads import commands
+from heads import adapting, commands
+from heads.adapting import AdaptConfig
+from heads.chain import described
 from heads.commands import BlendConfig, FitConfig
+from heads.storage import Head, StoredBlend
 
 EPILOG = """examples:
   heads fit caches/stage_1/resnet101.h5 --out heads/resnet101.h5
   heads fit caches/stage_1/resnet101.h5 --source caches/validation/resnet101.h5 \\
       --method ridge --out heads/resnet101_both.h5
+  heads adapt caches/stage_1/resnet101.h5 --source caches/validation/resnet101.h5 \\
+      --out adapted/resnet101.h5
   heads blend heads/*.h5 --out blend.h5
   heads predict blend.h5 --caches caches/stage_2 --out submission.csv
   heads score submission.csv --labels solution.csv
@@ -41,7 +46,17 @@ def _fit(arguments: argparse.Namespace) -> None:
         print(f"note: {warning}")
     print(
         f"{arguments.out}: {facts['method']} head, out-of-fold F{facts['beta']:g} "
-        f"{facts['score']:.4f} at cut {facts['threshold']:.4f}"
+        f"{facts['score']:.4f} at cut {facts['threshold']:.4f}; {_deciding(head)}"
+    )
+
+
+def _adapt(arguments: argparse.Namespace) -> None:
+    head = adapting.adapt(from_arguments(AdaptConfig, arguments, cache=arguments.cache))
+    facts = head.provenance
+    print(facts["explanation"])
+    print(
+        f"{arguments.out}: out-of-fold F{facts['beta']:g} on Stage 1 {facts['score']:.4f}; "
+        f"`heads predict` adapts it to the images of each set of caches"
     )
 
 
@@ -52,15 +67,31 @@ def _blend(arguments: argparse.Namespace) -> None:
     print(
         f"{arguments.out}: {len(stored.models)} of {len(arguments.heads)} heads, "
         f"F{stored.blend.beta:g} {stored.blend.score_:.4f} at cut {stored.blend.threshold_:.4f} "
-        "on the rows that chose them (so an optimistic figure)"
+        f"on the rows that chose them (so an optimistic figure); {_deciding(stored)}"
     )
+
+
+def _deciding(content: Head | StoredBlend) -> str:
+    """How label sets are made, and how good they are on images that taught it nothing."""
+    if content.decision is None:
+        return ""
+    text = f"decides by {described(content.decision)}"
+    if found := content.provenance.get("decision"):
+        text += f": {found['score']:.4f} [{found['low']:.4f}, {found['high']:.4f}] cross-validated"
+    return text
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    rows, empty = commands.predict(
-        arguments.content, arguments.caches, arguments.out, arguments.overwrite
+    done = commands.predict(
+        arguments.content,
+        arguments.caches,
+        arguments.out,
+        arguments.overwrite,
+        arguments.strict,
     )
-    print(f"{arguments.out}: {rows:,} images, {empty:,} of them without a label")
+    for network, text in done.explanations.items():
+        print(f"{network}:\n{text}")
+    print(f"{arguments.out}: {done.images:,} images, {done.empty:,} of them without a label")
 
 
 def _score(arguments: argparse.Namespace) -> None:
@@ -92,11 +123,18 @@ def parser() -> argparse.ArgumentParser:
     fit = verb("fit", _fit, "fit a head on a labelled cache, comparing dropout rates out of fold")
     fit.add_argument("cache", metavar="STAGE1.h5", help="labelled cache of the target domain")
     add_options(fit, FitConfig)
+    adapt = verb(
+        "adapt", _adapt, "adapt a network's last layer to a labelled domain and to any other"
+    )
+    adapt.add_argument("cache", metavar="STAGE1.h5", help="labelled cache of the target domain")
+    add_options(adapt, AdaptConfig)
     blend = verb("blend", _blend, "choose the weights of several heads and one cut for all")
-    blend.add_argument("heads", nargs="+", metavar="HEAD.h5", help="files of `heads fit`")
+    blend.add_argument(
+        "heads", nargs="+", metavar="HEAD.h5", help="files of `heads fit` or `adapt`"
+    )
     add_options(blend, BlendConfig)
     predict = verb("predict", _predict, "write a submission for the images of some caches")
-    predict.add_argument("content", metavar="BLEND.h5", help="a blend or a head")
+    predict.add_argument("content", metavar="BLEND.h5", help="a blend, a head or an adapted model")
     predict.add_argument(
         "--caches",
         nargs="+",
@@ -105,6 +143,11 @@ def parser() -> argparse.ArgumentParser:
         help="caches of one image set, one for each network; a folder stands for its .h5 files",
     )
     predict.add_argument("--out", required=True, metavar="submission.csv", help="image_id,labels")
+    predict.add_argument(
+        "--strict",
+        action="store_true",
+        help="adapted models do not look at the unlabelled images: Stage 1's own map",
+    )
     predict.add_argument("--overwrite", action="store_true", help="replace an existing file")
     score = verb("score", _score, "print the mean F-beta of a submission with its interval")
     score.add_argument("submission", metavar="submission.csv", help="image_id,labels")

@@ -16,16 +16,22 @@ from featcache import FeatureCache
 from featcache.annotations import read_labels, read_submission, write_labels
 from featcache.console import command_line, option, required
 from heads.blending import Blend
-from heads.decisions import best_global_threshold
+from heads.chain import NAMED, named_decision
+from heads.decisions import Decision, best_global_threshold
 from heads.domains import TwoDomainCV
 from heads.dropout import default_dropouts
 from heads.logistic import DropoutLogisticCV
 from heads.metrics import bootstrap_interval, fbeta_per_image
+from heads.nested import cross_val_fbeta
 from heads.prediction import Predictor
 from heads.ridge import DropoutRidgeCV
 from heads.storage import Head, OutOfFold, StoredBlend, load, refuse_existing, save
 
 METHODS = ("logistic", "ridge")
+DECISIONS = (
+    "how scores become label sets: by the highest expected F-beta of calibrated probabilities, "
+    "by one cut for all, or by a cut for each class; fitted on out-of-fold scores"
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,9 @@ class FitConfig:
     source_weight: str = option(
         "0.1,0.3,1", "with --source: weights of the whole source domain to compare; 0 leaves it out"
     )
+    decision: str = option("expected", DECISIONS, choices=NAMED)
+    min_labels: int = option(0, "labels that an image gets at least")
+    max_labels: int | None = option(None, "labels that an image gets at most (default: any number)")
     seed: int = option(0, "of the folds and of the choice of source images")
     overwrite: bool = option(False, "replace an existing file")
 
@@ -63,10 +72,14 @@ class BlendConfig:
         "greedy", "how the weights are chosen", choices=("greedy", "simplex", "uniform")
     )
     average: str = option("probability", "what is averaged", choices=("probability", "logit"))
+    decision: str = option("expected", DECISIONS, choices=NAMED)
+    min_labels: int = option(0, "labels that an image gets at least")
+    max_labels: int | None = option(None, "labels that an image gets at most (default: any number)")
     overwrite: bool = option(False, "replace an existing file")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what decides a result."""
     return {
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -111,6 +124,27 @@ def sampled(cache: FeatureCache, rows: int, seed: int) -> FeatureCache:
     return cache.select(ids)
 
 
+def _decision(config: FitConfig | BlendConfig, **folds: int) -> Decision:
+    """The rule that is asked for, not yet fitted."""
+    return named_decision(
+        config.decision, config.beta, config.min_labels, config.max_labels, **folds
+    )
+
+
+def _decide(rule: Decision, scores: OutOfFold, cv: int) -> dict[str, float]:
+    """Fit a rule on out-of-fold scores; how good it is on images that it has not seen.
+
+    The figure is nested, the whole rule being fitted anew in every fold; there is none of
+    fewer than 2 cv images.
+    """
+    known: dict[str, Any] = {"mask": scores.mask, "missed": scores.missed}
+    rule.fit(scores.proba, scores.Y, **known)
+    if len(scores.ids) < 2 * cv:
+        return {}
+    found = cross_val_fbeta(rule, scores.proba, scores.Y, cv, **known)
+    return {"score": found.score, "low": found.low, "high": found.high}
+
+
 def _estimator(config: FitConfig) -> Any:
     dropouts = parse_numbers(config.dropout, "--dropout") if config.dropout else default_dropouts()
     kind = DropoutLogisticCV if config.method == "logistic" else DropoutRidgeCV
@@ -140,6 +174,7 @@ def fit(config: FitConfig) -> Head:
     rows = cache.training()
     _check_options(config, cache, len(np.unique(rows["groups"])))
     estimator = _estimator(config)
+    decision = _decision(config, cv=config.cv, random_state=config.seed)
     if config.method == "ridge":
         rows |= {"coef_init": None, "intercept_init": None}
     oof: dict[str, OutOfFold] = {}
@@ -148,7 +183,7 @@ def fit(config: FitConfig) -> Head:
         warnings.simplefilter("always")
         if config.source:
             source = FeatureCache(config.source)
-            _refuse_mismatch(cache, source)
+            refuse_mismatch(cache, source)
             source = sampled(source, config.source_rows, config.seed)
             source_rows = source.training()
             fitted = _fit_both(config, estimator, rows, source_rows)
@@ -178,35 +213,43 @@ def fit(config: FitConfig) -> Head:
         network_id=cache.network_id,
         by_reference=config.method == "logistic" and estimator.coef_init_ is not None,
         oof=oof,
+        decision=decision,
         provenance=facts
         | {
             "warnings": notes,
             "command": command_line("heads fit", config, config.cache),
-            "versions": _versions(),
+            "versions": versions(),
             "cache": str(config.cache),
             "source": config.source,
             "method": config.method,
             "beta": config.beta,
             "threshold": threshold,
             "score": score,
+            "decision": _decide(decision, target, config.cv),
         },
     )
     save(config.out, head, config.overwrite)
     return head
 
 
-def _check_options(config: FitConfig, cache: FeatureCache, images: int) -> None:
-    """Say what cannot work in the words of the command line."""
-    if not config.source and config.source_weight != FitConfig.source_weight:
-        raise ValueError("--source-weight has no effect without --source; give both or neither")
-    if not 2 <= config.cv <= images:
+def check_folds(cv: int, cache: FeatureCache, images: int) -> None:
+    """Refuse a number of folds that the labelled images do not allow."""
+    if not 2 <= cv <= images:
         raise ValueError(
-            f"{cache.path}: {images:,} labelled images, --cv {config.cv}; "
+            f"{cache.path}: {images:,} labelled images, --cv {cv}; "
             f"give 2 folds at least and no more than images"
         )
 
 
-def _refuse_mismatch(cache: FeatureCache, source: FeatureCache) -> None:
+def _check_options(config: FitConfig, cache: FeatureCache, images: int) -> None:
+    """Say what cannot work in the words of the command line."""
+    if not config.source and config.source_weight != FitConfig.source_weight:
+        raise ValueError("--source-weight has no effect without --source; give both or neither")
+    check_folds(config.cv, cache, images)
+
+
+def refuse_mismatch(cache: FeatureCache, source: FeatureCache) -> None:
+    """Refuse a source that is of other views, classes or networks, or of the same images."""
     if len(shared := np.intersect1d(cache.ids, source.ids)):
         raise ValueError(
             f"{source.path}: holds image {str(shared[0])!r}, which {cache.path} holds too; "
@@ -273,6 +316,8 @@ def blend(config: BlendConfig) -> StoredBlend:
     refuse_existing(config.out, config.overwrite)
     models = [_load_head(path) for path in config.heads]
     first, target = models[0], models[0].oof["target"]
+    cv = min(5, len(target.ids))
+    decision = _decision(config, cv=cv)
     scores = []
     for path, model in zip(config.heads, models, strict=True):
         if not np.array_equal(model.classes, first.classes):
@@ -287,23 +332,26 @@ def blend(config: BlendConfig) -> StoredBlend:
     fitted = Blend(beta=config.beta, method=config.method, average=config.average)
     fitted.fit(scores, target.Y, mask=target.mask, missed=target.missed)
     P = fitted.predict_proba(scores)
+    blended = replace(target, proba=P)
     used = np.flatnonzero(fitted.weights_ > 0)
     weights = fitted.weights_.tolist()
     # Models of weight 0 are not needed at prediction, nor are their caches.
     fitted.weights_ = fitted.weights_[used]
     for m in used:
-        models[m].oof = {}
+        models[m].oof, models[m].decision = {}, None
     stored = StoredBlend(
         blend=fitted,
         models=[models[m] for m in used],
         model_names=[str(config.heads[m]) for m in used],
-        oof={"target": replace(target, proba=P)},
+        oof={"target": blended},
+        decision=decision,
         provenance={
             "command": command_line("heads blend", config, *config.heads),
-            "versions": _versions(),
+            "versions": versions(),
             "heads": [str(path) for path in config.heads],
             "weights": weights,
             "score": fitted.score_,
+            "decision": _decide(decision, blended, cv),
         },
     )
     save(config.out, stored, config.overwrite)
@@ -315,7 +363,7 @@ def _load_head(path: str) -> Head:
     if not isinstance(content, Head):
         raise ValueError(f"{path}: is a blend; give heads")
     if "target" not in content.oof:
-        raise ValueError(f"{path}: has no out-of-fold scores; make it with `heads fit`")
+        raise ValueError(f"{path}: has no out-of-fold scores; make it with `heads fit` or `adapt`")
     return content
 
 
@@ -337,21 +385,35 @@ def _order(path: str, own: np.ndarray, ids: np.ndarray, first: str) -> np.ndarra
 # -------------------------------------------------------------- predict and score
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What was written: images, how many of them without a label, what adapted models say."""
+
+    images: int
+    empty: int
+    explanations: dict[str, str]
+
+
 def predict(
-    content: str, caches: Sequence[str], out: str, overwrite: bool = False
-) -> tuple[int, int]:
+    content: str,
+    caches: Sequence[str],
+    out: str,
+    overwrite: bool = False,
+    strict: bool = False,
+) -> Prediction:
     """Write ``image_id,labels`` for every image of the caches.
 
-    Returns
-    -------
-    rows, empty : int
-        Rows written, and how many of them have no label.
+    Parameters
+    ----------
+    strict : bool
+        Adapted models do not look at the images that they predict, but one by one.
     """
     refuse_existing(out, overwrite)
-    predictor = Predictor.open(content, caches)
+    predictor = Predictor.open(content, caches, strict)
     sets = predictor.label_sets()
     write_labels(out, predictor.ids, sets)
-    return len(sets), sum(not labels for labels in sets)
+    empty = sum(not labels for labels in sets)
+    return Prediction(len(sets), empty, predictor.explanations())
 
 
 def score_submission(submission: str, labels: Sequence[str], beta: float = 2.0) -> np.ndarray:

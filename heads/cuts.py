@@ -29,14 +29,7 @@ from math import gcd
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
-from heads.inputs import (
-    Matrix,
-    check_beta,
-    check_missed,
-    check_scores,
-    check_truth,
-    check_weights,
-)
+from heads.inputs import Matrix, check_beta, check_rows, check_scores
 from heads.metrics import fbeta, weighted_mean
 from heads.ordering import at_least, contains, descending, grouped, members
 
@@ -174,24 +167,20 @@ def _truth(
     missed: np.ndarray | None,
 ) -> tuple[np.ndarray, _Truth]:
     """Checked scores and truth of the rows that have weight."""
-    P = check_scores(P)
-    if not len(P):
+    rows = check_rows(P, Y, mask, sample_weight, missed)
+    if not len(rows.P):
         raise ValueError("P has no rows; a threshold needs at least one image")
-    truth, unknown = check_truth(Y, mask, P.shape)
-    weights, outside = check_weights(sample_weight, len(P)), check_missed(missed, len(P))
-    if not weights.all():
-        rows = weights > 0
-        P, truth, weights, outside = P[rows], truth[rows], weights[rows], outside[rows]
-        unknown = None if unknown is None else unknown[rows]
-    n_positive = np.diff(truth.indptr)
+    if not rows.weight.all():
+        rows = rows.take(rows.weight > 0)
+    n_positive, unknown = np.diff(rows.truth.indptr), rows.unknown
     if not (unknown is None or isinstance(unknown, np.ndarray)):
         unknown = _entries(unknown)
-    return P, _Truth(
-        positive=_entries(truth),
+    return rows.P, _Truth(
+        positive=_entries(rows.truth),
         unknown=unknown,
         n_positive=n_positive,
-        n_true=n_positive + outside,
-        weights=weights,
+        n_true=n_positive + rows.missed,
+        weights=rows.weight,
         beta=check_beta(beta),
     )
 

@@ -15,7 +15,7 @@ from heads.ascent import Scored, class_thresholds, held_out_fbeta, shrunk
 from heads.cuts import Limits, apply_threshold, best_global_threshold
 from heads.expected import expected_fbeta_sets
 from heads.folds import check_folds
-from heads.inputs import Matrix, check_beta, check_scores, check_truth
+from heads.inputs import Matrix, check_beta, check_labels, check_rows
 from heads.metrics import weighted_mean
 from heads.shrinkage import cautious, check_strengths
 
@@ -70,11 +70,7 @@ class Decision(BaseEstimator, ABC):
     def _check_labels(self, P: np.ndarray) -> None:
         """Refuse scores of another number of labels than those of `fit`."""
         check_is_fitted(self, "n_features_in_")
-        if np.ndim(P) == 2 and np.shape(P)[1] != self.n_features_in_:
-            raise ValueError(
-                f"P has {np.shape(P)[1]} labels, but {type(self).__name__} was fitted on "
-                f"{self.n_features_in_}"
-            )
+        check_labels(P, self.n_features_in_, type(self).__name__)
 
 
 class GlobalThreshold(Decision):
@@ -125,6 +121,13 @@ class GlobalThreshold(Decision):
         )
         self.n_features_in_ = np.shape(P)[1]
         return self
+
+    @classmethod
+    def at(cls, threshold: float, n_labels: int) -> GlobalThreshold:
+        """The rule of a threshold that is known already, for that many labels."""
+        rule = cls()
+        rule.threshold_, rule.n_features_in_ = threshold, n_labels
+        return rule
 
     def predict(self, P: np.ndarray) -> csr_matrix:
         """Label sets of scores P (n, K); bool CSR of the same shape."""
@@ -286,12 +289,10 @@ class ExpectedFBeta(Decision):
         groups: np.ndarray | None = None,
     ) -> ExpectedFBeta:
         """Check the arguments and note the number of labels; there is nothing to learn."""
-        P = check_scores(P)
         check_beta(self.beta)
         Limits(self.min_labels, self.max_labels)
-        if Y is not None:
-            check_truth(Y, mask, P.shape)
-        self.n_features_in_ = P.shape[1]
+        rows = check_rows(P, Y, mask, sample_weight, missed, probabilities=True)
+        self.n_features_in_ = rows.P.shape[1]
         return self
 
     def predict(self, P: np.ndarray) -> csr_matrix:

@@ -6,12 +6,14 @@ True (as in numpy.ma) or a dense Y is NaN.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from scipy.sparse import csr_matrix, issparse
 
 Matrix: TypeAlias = "np.ndarray | csr_matrix"
+SomeRows = TypeVar("SomeRows", bound="LabelledRows")
 
 _BLOCK = 1 << 20  # scores that are looked at at once
 
@@ -206,3 +208,81 @@ def check_beta(beta: float) -> float:
     if not 0 < beta < np.inf:
         raise ValueError(f"beta is {beta}; expected a positive number")
     return float(beta)
+
+
+def check_labels(P: np.ndarray, n_labels: int, what: str) -> None:
+    """Refuse scores (n, K) of another number of labels than `what` was fitted on."""
+    if np.ndim(P) == 2 and np.shape(P)[1] != n_labels:
+        raise ValueError(f"P has {np.shape(P)[1]} labels, but {what} was fitted on {n_labels}")
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Checked scores of images and what is true of them.
+
+    Attributes
+    ----------
+    P : (n, K) floating
+    truth : (n, K) CSR
+        Known positives.
+    unknown : (n, K) bool, dense or CSR, or None
+    weight, missed : (n,) float64
+    """
+
+    P: np.ndarray
+    truth: csr_matrix
+    unknown: Matrix | None
+    weight: np.ndarray
+    missed: np.ndarray
+
+    def take(self: SomeRows, rows: np.ndarray) -> SomeRows:
+        """Some of the images, by their numbers or a bool array."""
+        return replace(
+            self,
+            P=self.P[rows],
+            truth=self.truth[rows],
+            unknown=None if self.unknown is None else self.unknown[rows],
+            weight=self.weight[rows],
+            missed=self.missed[rows],
+        )
+
+    def known(self, at: slice = slice(None)) -> np.ndarray | None:
+        """(rows, K) bool of some rows, or None if everything is known."""
+        if self.unknown is None:
+            return None
+        unknown = self.unknown[at]
+        return ~(unknown if isinstance(unknown, np.ndarray) else unknown.toarray())
+
+
+def check_rows(
+    P: np.ndarray,
+    Y: Matrix | None,
+    mask: Matrix | None = None,
+    sample_weight: np.ndarray | None = None,
+    missed: np.ndarray | None = None,
+    *,
+    probabilities: bool = False,
+    soft: bool = False,
+) -> LabelledRows:
+    """What every rule and every score of scores takes, checked.
+
+    Parameters
+    ----------
+    P : (n, K) array
+        Finite scores, or `probabilities`.
+    Y : (n, K), dense or sparse, or None
+        Truth in {0, 1}, or in [0, 1] if `soft`; NaN (dense) is unknown; None: nothing is true.
+    mask : (n, K), optional
+        True where the label is unknown.
+    sample_weight, missed : (n,), optional
+        Weights of rows; true labels outside the K classes.
+
+    Raises
+    ------
+    ValueError
+        Naming the argument, and row and label where there is one.
+    """
+    P = check_probabilities(P) if probabilities else check_scores(P)
+    truth, unknown = check_truth(csr_matrix(P.shape) if Y is None else Y, mask, P.shape, soft)
+    n = len(P)
+    return LabelledRows(P, truth, unknown, check_weights(sample_weight, n), check_missed(missed, n))

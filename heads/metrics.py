@@ -17,8 +17,7 @@ from heads.inputs import (
     check_beta,
     check_boolean,
     check_missed,
-    check_probabilities,
-    check_scores,
+    check_rows,
     check_truth,
     check_weights,
     without,
@@ -179,40 +178,33 @@ def average_precision(
     O(n K log positives): the scores are binned between those of the positives
     and never sorted.
     """
-    P = check_scores(P)
-    truth, unknown = check_truth(Y, mask, P.shape)
-    weights = check_weights(sample_weight, P.shape[0])
-    unknown = None if unknown is None else _dense(unknown)
+    rows = check_rows(P, Y, mask, sample_weight)
+    P, truth, weights, known = rows.P, rows.truth, rows.weight, rows.known()
     if average == "micro":
-        return _micro_precision(truth, P, unknown, weights)
+        return _micro_precision(truth, P, known, weights)
     if average not in ("macro", None):
         raise ValueError(f"average is {average!r}; expected 'macro', 'micro' or None")
     columns = truth.tocsc()
     values = np.full(P.shape[1], np.nan)
     for label in np.flatnonzero(np.diff(columns.indptr)).tolist():
-        rows = columns.indices[columns.indptr[label] : columns.indptr[label + 1]]
+        at = columns.indices[columns.indptr[label] : columns.indptr[label + 1]]
         scores, w = P[:, label], weights
-        if unknown is not None:
-            w = weights * ~unknown[:, label]
-        values[label] = _precision(scores[rows], w[rows], scores, w)
+        if known is not None:
+            w = weights * known[:, label]
+        values[label] = _precision(scores[at], w[at], scores, w)
     if average is None:
         return values
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else np.nan
 
 
-def _dense(matrix: Matrix) -> np.ndarray:
-    return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
-
-
 def _micro_precision(
-    truth: csr_matrix, P: np.ndarray, unknown: np.ndarray | None, weights: np.ndarray
+    truth: csr_matrix, P: np.ndarray, known: np.ndarray | None, weights: np.ndarray
 ) -> float:
     rows, labels = truth.nonzero()
     scores, w = P.ravel(), np.repeat(weights, P.shape[1])
-    if unknown is not None:
-        known = ~unknown.ravel()
-        scores, w = scores[known], w[known]
+    if known is not None:
+        scores, w = scores[known.ravel()], w[known.ravel()]
     return _precision(P[rows, labels], weights[rows], scores, w)
 
 
@@ -256,9 +248,8 @@ def log_loss(
     ValueError
         If a probability is outside [0, 1], or no entry is known.
     """
-    P = check_probabilities(P)
-    truth, unknown = check_truth(Y, mask, P.shape, soft=True)
-    weights = check_weights(sample_weight, P.shape[0])
+    given = check_rows(P, Y, mask, sample_weight, probabilities=True, soft=True)
+    P, truth, weights = given.P, given.truth, given.weight
     eps = min(np.finfo(P.dtype).eps, np.finfo(np.float32).eps)
     loss, count = 0.0, 0.0
     step = max(1, _BLOCK // max(1, P.shape[1]))
@@ -267,8 +258,7 @@ def log_loss(
         p = np.clip(P[rows].astype(np.float64), eps, 1 - eps)
         losses = -np.log1p(-p)
         counts = np.full(len(p), P.shape[1], np.float64)
-        if unknown is not None:
-            known = ~_dense(unknown[rows])
+        if (known := given.known(rows)) is not None:
             losses *= known
             counts = known.sum(axis=1)
         y = truth[rows].tocoo()

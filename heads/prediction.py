@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
 from featcache import CacheSet, FeatureCache
 from featcache.cacheset import refuse_other_images, short
-from heads.decisions import GlobalThreshold
+from heads.decisions import Decision, GlobalThreshold
+from heads.domain_heads import AdaptedModel, DomainHead
 from heads.storage import Head, StoredBlend, load
 
 ROWS_AT_ONCE = 4096
@@ -28,17 +30,26 @@ class Predictor:
     caches : list of FeatureCache
         For each model the cache of its network.
     content : Head or StoredBlend
+    heads : list of estimators
+        What predicts: an adapted model's head of the domain that its cache is, else the estimator.
     """
 
     models: list[Head]
     caches: list[FeatureCache]
     content: Head | StoredBlend
+    heads: list[Any]
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], caches: Sequence[str | os.PathLike[str]]
+        cls,
+        path: str | os.PathLike[str],
+        caches: Sequence[str | os.PathLike[str]],
+        strict: bool = False,
     ) -> Predictor:
         """Read the file and match its heads with caches by ``network_id``.
+
+        A cache is one domain: adapted models look at all its readable images, and at no label,
+        before anything is predicted; unless `strict`, which leaves them at Stage 1's own map.
 
         Raises
         ------
@@ -49,7 +60,8 @@ class Predictor:
         content = load(path)
         models = content.models if isinstance(content, StoredBlend) else [content]
         matched = [_matching(path, found, model.network_id) for model in models]
-        if isinstance(content, Head) and "threshold" not in content.provenance:
+        cut = content.decision is not None or isinstance(content, StoredBlend)
+        if not cut and "threshold" not in content.provenance:
             raise ValueError(f"{path}: has no threshold to cut at; make it with `heads fit`")
         for model, cache in zip(models, matched, strict=True):
             _refuse_other_width(path, model, cache)
@@ -58,7 +70,8 @@ class Predictor:
             except ValueError as error:
                 raise ValueError(f"{cache.path}: {error}") from None
         refuse_other_images(matched)
-        return cls(models, matched, content)
+        pairs = zip(models, matched, strict=True)
+        return cls(models, matched, content, [_for_domain(m, c, strict) for m, c in pairs])
 
     @property
     def ids(self) -> np.ndarray:
@@ -70,6 +83,14 @@ class Predictor:
         """(K,) class ids."""
         return self.models[0].classes
 
+    def explanations(self) -> dict[str, str]:
+        """By network, what an adapted model did to this domain and why."""
+        return {
+            cache.network_name: head.explain()
+            for head, cache in zip(self.heads, self.caches, strict=True)
+            if isinstance(head, DomainHead)
+        }
+
     @property
     def readable(self) -> np.ndarray:
         """(n,) bool: rows whose image could be read for every model."""
@@ -80,23 +101,23 @@ class Predictor:
         for start in range(0, len(self.ids), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
             scores = [
-                model.estimator.predict_proba(cache.features[rows])
-                for model, cache in zip(self.models, self.caches, strict=True)
+                head.predict_proba(cache.features[rows])
+                for head, cache in zip(self.heads, self.caches, strict=True)
             ]
             if isinstance(self.content, StoredBlend):
                 yield self.content.blend.predict_proba(scores)
             else:
                 yield scores[0]
 
-    def rule(self) -> GlobalThreshold:
-        """The cut that goes with the content."""
-        rule = GlobalThreshold()
+    def rule(self) -> Decision:
+        """The rule that goes with the content; files of old have a global threshold alone."""
+        if self.content.decision is not None:
+            return self.content.decision
         if isinstance(self.content, StoredBlend):
-            rule.threshold_ = self.content.blend.threshold_
+            threshold = self.content.blend.threshold_
         else:
-            rule.threshold_ = self.content.provenance["threshold"]
-        rule.n_features_in_ = len(self.classes)
-        return rule
+            threshold = self.content.provenance["threshold"]
+        return GlobalThreshold.at(threshold, len(self.classes))
 
     def predict_proba(self) -> np.ndarray:
         """(n, K) probabilities."""
@@ -122,6 +143,19 @@ class Predictor:
             self.classes[chosen.indices[a:b]].tolist()
             for a, b in zip(chosen.indptr, chosen.indptr[1:], strict=False)
         ]
+
+
+def _for_domain(model: Head, cache: FeatureCache, strict: bool) -> Any:
+    """The estimator, or what an adapted model makes of the domain that the cache is."""
+    if not isinstance(model.estimator, AdaptedModel):
+        return model.estimator
+    if strict:
+        return model.estimator.for_domain()
+    features, valid = cache.features, cache.valid
+    try:
+        return model.estimator.for_domain(features if valid.all() else features[valid])
+    except ValueError as error:
+        raise ValueError(f"{cache.path}: {error}") from None
 
 
 def _refuse_other_width(path: str | os.PathLike[str], model: Head, cache: FeatureCache) -> None:

@@ -14,7 +14,7 @@ from scipy.special import expit, logit
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from heads.inputs import Matrix, check_probabilities, check_truth, check_weights
+from heads.inputs import Matrix, check_labels, check_probabilities, check_rows
 from heads.platt import logits, mapped
 
 _RATE = 1e-7  # rates are kept this far from 0 and 1
@@ -130,14 +130,11 @@ class PriorShift(BaseEstimator):
             If labels are missing that the form needs, or a value is out of range.
         """
         self._check(Y, prior)
-        P = check_probabilities(P)
-        weight = check_weights(sample_weight, len(P))
+        given = check_rows(P, Y, mask, sample_weight, probabilities=True)
+        P, truth, weight = given.P, given.truth, given.weight
         if not P.size:
             raise ValueError(f"P has shape {P.shape}; a shift needs images and labels")
-        truth, unknown = check_truth(np.zeros(P.shape) if Y is None else Y, mask, P.shape)
-        if unknown is not None and not isinstance(unknown, np.ndarray):
-            unknown = unknown.toarray()
-        rows = _Rows(P, None if unknown is None else ~unknown, weight)
+        rows = _Rows(P, given.known(), weight)
         positives = truth.T @ weight
         if self.form == "bias":
             images = weight.sum()
@@ -199,10 +196,7 @@ class PriorShift(BaseEstimator):
         """Shifted probabilities (n, K); float64 of float64, else float32."""
         check_is_fitted(self, "bias_")
         P = check_probabilities(P)
-        if P.shape[1] != self.n_features_in_:
-            raise ValueError(
-                f"P has {P.shape[1]} labels, but the shift was fitted on {self.n_features_in_}"
-            )
+        check_labels(P, self.n_features_in_, type(self).__name__)
         return mapped(P, 1.0, self.bias_)
 
 

@@ -12,6 +12,10 @@ attribute ``estimator``         class, its parameters, its scalar fitted values 
 ``/cv/...``                     the table of the cross-validation
 ``/oof/DOMAIN/ids``, ``proba``  out-of-fold probabilities of each domain, and what is true
                                 (``indptr``, ``indices``, ``missed``, maybe ``mask``)
+``/adapted/...``                instead of ``estimator``, ``coef``: a model for any domain
+                                (:mod:`heads.stored_adaptation`)
+``/decision``                   how label sets are made (:mod:`heads.stored_decisions`); files
+                                of format 1 have a threshold alone, in ``provenance``
 attribute ``provenance``        caches, command, versions, scores (JSON)
 ==============================  ====================================================
 """
@@ -32,10 +36,14 @@ from scipy.sparse import csr_matrix
 from featcache.atomic import replacing
 from heads.blending import Blend
 from heads.calibration import PlattScaling
+from heads.decisions import Decision
+from heads.domain_heads import AdaptedModel
 from heads.logistic import DropoutLogistic, DropoutLogisticCV
 from heads.ridge import DropoutRidge, DropoutRidgeCV
+from heads.stored_adaptation import read_adapted, write_adapted
+from heads.stored_decisions import plain_params, plain_value, read_decision, write_decision
 
-FORMAT = 1
+FORMAT = 2
 ESTIMATORS = {
     cls.__name__: cls for cls in (DropoutRidge, DropoutRidgeCV, DropoutLogistic, DropoutLogisticCV)
 }
@@ -74,7 +82,7 @@ class Head:
 
     Attributes
     ----------
-    estimator : DropoutRidge, DropoutRidgeCV, DropoutLogistic or DropoutLogisticCV
+    estimator : DropoutRidge, DropoutRidgeCV, DropoutLogistic, DropoutLogisticCV or AdaptedModel
         Fitted, of several labels.
     classes, names : (K,) str
     network_id : str or None
@@ -85,6 +93,8 @@ class Head:
         By domain: "target" and, where it was fitted on both, "source".
     provenance : dict
         JSON.
+    decision : Decision or None
+        Fitted on the out-of-fold scores of the target; None: the threshold in `provenance`.
     """
 
     estimator: Any
@@ -94,6 +104,7 @@ class Head:
     by_reference: bool = False
     oof: dict[str, OutOfFold] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    decision: Decision | None = None
     _changed: tuple[np.ndarray, np.ndarray] | None = None
 
     def complete(self, weight: np.ndarray | None) -> None:
@@ -143,13 +154,15 @@ class StoredBlend:
     blend : Blend
         Fitted; ``weights_`` go with `models`.
     models : list of Head
-        Without out-of-fold scores.
+        Without out-of-fold scores and decisions.
     model_names : list of str
         The files that they came from.
     oof : dict of OutOfFold
         Of the blend.
     provenance : dict
         JSON.
+    decision : Decision or None
+        Fitted on the out-of-fold scores of the blend; None: the threshold of `blend`.
     """
 
     blend: Blend
@@ -157,6 +170,7 @@ class StoredBlend:
     model_names: list[str]
     oof: dict[str, OutOfFold] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    decision: Decision | None = None
 
 
 def save(
@@ -229,20 +243,31 @@ def load(path: str | os.PathLike[str]) -> Head | StoredBlend:
 
 
 def _write_head(group: h5py.Group, head: Head) -> None:
+    _put_attributes(group, kind="head", format=FORMAT, provenance=head.provenance)
+    _put_strings(group, "classes/id", head.classes)
+    _put_strings(group, "classes/name", head.names)
+    if head.network_id is not None:
+        group.attrs["network_id"] = head.network_id
+    if isinstance(head.estimator, AdaptedModel):
+        write_adapted(group.create_group("adapted"), head.estimator)
+    else:
+        _write_estimator(group, head)
+    _write_oof(group, head.oof)
+    if head.decision is not None:
+        write_decision(group.create_group("decision"), head.decision)
+
+
+def _write_estimator(group: h5py.Group, head: Head) -> None:
     estimator = head.estimator
     name = type(estimator).__name__
     if name not in ESTIMATORS:
-        raise ValueError(f"cannot store a {name}; only {', '.join(ESTIMATORS)}")
+        known = [*ESTIMATORS, AdaptedModel.__name__]
+        raise ValueError(f"cannot store a {name}; only {', '.join(known)}")
     fitted = {k: v for k, v in vars(estimator).items() if k.endswith("_") and k not in _APART}
     fitted = {k: v for k, v in fitted.items() if not k.startswith("oof_")}
-    scalars = {k: _plain(v) for k, v in fitted.items() if np.ndim(v) == 0}
-    _put_attributes(
-        group,
-        kind="head",
-        format=FORMAT,
-        estimator={"class": name, "params": _params(estimator), "fitted": scalars},
-        provenance=head.provenance,
-    )
+    scalars = {k: plain_value(v) for k, v in fitted.items() if np.ndim(v) == 0}
+    spec = {"class": name, "params": plain_params(estimator), "fitted": scalars}
+    _put_attributes(group, estimator=spec, by_reference=head.by_reference)
     for key, value in fitted.items():
         if np.ndim(value):
             group[f"fitted/{key}"] = value
@@ -250,18 +275,40 @@ def _write_head(group: h5py.Group, head: Head) -> None:
         group.attrs["calibration"] = json.dumps(asdict(estimator.calibration_))
     for key, value in getattr(estimator, "cv_results_", {}).items():
         group[f"cv/{key}"] = value
-    _put_strings(group, "classes/id", head.classes)
-    _put_strings(group, "classes/name", head.names)
-    if head.network_id is not None:
-        group.attrs["network_id"] = head.network_id
-    group.attrs["by_reference"] = head.by_reference
     if not head.by_reference and estimator.coef_init_ is not None:
         group["coef_init"] = estimator.coef_init_
     group["coef/rows"], group["coef/values"] = head._stored_coef()
-    _write_oof(group, head.oof)
 
 
 def _read_head(group: h5py.Group) -> Head:
+    classes = _strings(group, "classes/id")
+    decision = _read_decision(group, len(classes))
+    adapted = "adapted" in group
+    head = Head(
+        estimator=(
+            read_adapted(group["adapted"], len(classes), decision)
+            if adapted
+            else _read_estimator(group, len(classes))
+        ),
+        classes=classes,
+        names=_strings(group, "classes/name"),
+        network_id=group.attrs.get("network_id"),
+        by_reference=not adapted and bool(group.attrs["by_reference"]),
+        oof=_read_oof(group),
+        provenance=json.loads(group.attrs["provenance"]),
+        decision=decision,
+    )
+    if not adapted:
+        rows, values = group["coef/rows"][()], group["coef/values"][()]
+        if head.by_reference:
+            head._changed = rows, values
+        else:
+            head._set_coef(rows, values, group["coef_init"][()] if "coef_init" in group else None)
+    return head
+
+
+def _read_estimator(group: h5py.Group, n_labels: int) -> Any:
+    """All but its coefficients."""
     spec = json.loads(group.attrs["estimator"])
     estimator = ESTIMATORS[spec["class"]](**spec["params"])
     for key, value in spec["fitted"].items():
@@ -272,24 +319,9 @@ def _read_head(group: h5py.Group) -> Head:
         estimator.calibration_ = PlattScaling(**json.loads(group.attrs["calibration"]))
     if "cv" in group:
         estimator.cv_results_ = {key: value[()] for key, value in group["cv"].items()}
-    classes = _strings(group, "classes/id")
-    estimator.classes_ = np.arange(len(classes))
+    estimator.classes_ = np.arange(n_labels)
     estimator._binary = False
-    head = Head(
-        estimator=estimator,
-        classes=classes,
-        names=_strings(group, "classes/name"),
-        network_id=group.attrs.get("network_id"),
-        by_reference=bool(group.attrs["by_reference"]),
-        oof=_read_oof(group),
-        provenance=json.loads(group.attrs["provenance"]),
-    )
-    rows, values = group["coef/rows"][()], group["coef/values"][()]
-    if head.by_reference:
-        head._changed = rows, values
-    else:
-        head._set_coef(rows, values, group["coef_init"][()] if "coef_init" in group else None)
-    return head
+    return estimator
 
 
 # ----------------------------------------------------------------------- blends
@@ -304,8 +336,8 @@ def _write_blend(group: h5py.Group, stored: StoredBlend) -> None:
         estimator={
             "params": blend.get_params(),
             "fitted": {
-                "threshold_": _plain(blend.threshold_),
-                "score_": _plain(blend.score_),
+                "threshold_": plain_value(blend.threshold_),
+                "score_": plain_value(blend.score_),
                 "n_features_in_": blend.n_features_in_,
             },
         },
@@ -318,6 +350,8 @@ def _write_blend(group: h5py.Group, stored: StoredBlend) -> None:
     for m, model in enumerate(stored.models):
         _write_head(group.create_group(f"models/{m}"), model)
     _write_oof(group, stored.oof)
+    if stored.decision is not None:
+        write_decision(group.create_group("decision"), stored.decision)
 
 
 def _read_blend(group: h5py.Group) -> StoredBlend:
@@ -334,6 +368,7 @@ def _read_blend(group: h5py.Group) -> StoredBlend:
         model_names=names,
         oof=_read_oof(group),
         provenance=json.loads(group.attrs["provenance"]),
+        decision=_read_decision(group, blend.n_features_in_),
     )
 
 
@@ -363,22 +398,8 @@ def _read_oof(group: h5py.Group) -> dict[str, OutOfFold]:
     return oof
 
 
-def _params(estimator: Any) -> dict[str, Any]:
-    """Parameters as JSON; a splitter object or given folds are told by their name only."""
-    params = estimator.get_params(deep=False)
-    if "cv" in params and not isinstance(params["cv"], (int, str)):
-        params["cv"] = type(params["cv"]).__name__
-    return {key: _plain(value) for key, value in params.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
-    return value
+def _read_decision(group: h5py.Group, n_labels: int) -> Decision | None:
+    return read_decision(group["decision"], n_labels) if "decision" in group else None
 
 
 def _put_attributes(group: h5py.Group, **values: Any) -> None:

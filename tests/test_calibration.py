@@ -12,8 +12,9 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 
 from heads.calibration import PlattCalibration, fit_platt, reliability
+from heads.label_maps import Entries, LabelMaps, image_losses
 from heads.metrics import log_loss
-from heads.platt import Entries, LabelMaps, logits, mapped
+from heads.platt import logits, mapped
 
 
 def case(seed: int, n: int = 400, K: int = 8, spread: float = 0.0):
@@ -23,6 +24,13 @@ def case(seed: int, n: int = 400, K: int = 8, spread: float = 0.0):
     margin = rng.normal(-2, 2, (n, K))
     Y = (rng.random((n, K)) < expit(margin)).astype(float)
     return expit(2 * slope * margin + 1 + shift), Y, 1 / (2 * slope), -(1 + shift) / (2 * slope)
+
+
+def every_entry(P, Y, known=None, weight=None):
+    """The points of all images."""
+    weight = np.ones(len(P)) if weight is None else weight
+    code = np.arange(len(P)) % 2
+    return Entries(P, Y > 0, known, weight, code).counted().points(np.ones(2, bool))
 
 
 def test_known_maps_are_found_again():
@@ -60,7 +68,7 @@ def test_own_maps_minimise_the_penalised_loss(strength, intercept):
     P, Y, *_ = case(4, n=120, K=4, spread=1)
     rng = np.random.default_rng(0)
     known, weight = rng.random(P.shape) < 0.8, rng.integers(1, 3, len(P)).astype(float)
-    data = Entries(P, Y > 0, known, weight)
+    data = every_entry(P, Y, known, weight)
     maps = LabelMaps.shared_by_all(data, intercept)
     maps.improve(data, strength)
     margin = logits(P)
@@ -75,6 +83,117 @@ def test_own_maps_minimise_the_penalised_loss(strength, intercept):
 
         best = minimize(objective, np.zeros(1 + intercept), tol=1e-10)
         np.testing.assert_allclose(maps.own[: 1 + intercept, k], best.x, atol=1e-4)
+
+
+def rare(seed: int, n: int = 600, K: int = 200):
+    """Many labels, most of them rare, calibrated up to a map of their own; and codes of images."""
+    fixed, rng = np.random.default_rng(0), np.random.default_rng(seed)
+    margin = fixed.normal(-6, 2, K) + 2 * rng.normal(size=(n, K))
+    Y = rng.random((n, K)) < expit(margin)
+    return expit(1.3 * margin + fixed.normal(0, 0.7, K)), Y, np.arange(n) % 3
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_counting_what_matters_little_changes_little(intercept, monkeypatch):
+    P, Y, code = rare(1)
+    rng = np.random.default_rng(3)
+    known, weight = rng.random(P.shape) < 0.9, rng.integers(0, 3, len(P)).astype(float)
+    entries = Entries(P, Y, known, weight, code, intercept)
+    monkeypatch.setattr("heads.label_maps._ALL", P.size)
+    every = entries.counted()
+    monkeypatch.setattr("heads.label_maps._ALL", 0)
+    some = entries.counted()
+    assert some.sums.size > 0 == every.sums.size
+    for codes in (np.ones(3, bool), np.array([True, False, True])):
+        exact, found = every.points(codes), some.points(codes)
+        assert len(found.margin) < len(exact.margin) / 2
+        used = (weight[:, None] * known)[codes[code]]
+        for data in (exact, found):
+            assert data.weight.sum() == pytest.approx(used.sum())
+            assert data.weight @ data.y == pytest.approx((used * Y[codes[code]]).sum())
+        # What is expected of each label stays.
+        expected = [
+            np.bincount(data.label, data.weight * some.shared.transform(data.margin))
+            for data in (exact, found)
+        ]
+        np.testing.assert_allclose(*expected, rtol=1e-9)
+        for strength in (100, 1):
+            maps = [LabelMaps.shared_by_all(data, intercept) for data in (exact, found)]
+            for data, own in zip((exact, found), maps, strict=True):
+                own.improve(data, strength)
+            np.testing.assert_allclose(maps[1].slopes(), maps[0].slopes(), atol=2e-3)
+            np.testing.assert_allclose(maps[1].intercepts(), maps[0].intercepts(), atol=1e-2)
+            mapped_P = [mapped(P, m.slopes(), m.intercepts()) for m in maps]
+            np.testing.assert_allclose(mapped_P[1], mapped_P[0], rtol=2e-2, atol=1e-12)
+
+
+def test_scores_that_say_nothing_are_kept_one_by_one(monkeypatch):
+    monkeypatch.setattr("heads.label_maps._ALL", 0)
+    P, Y, code = rare(2)
+    for useless in (np.full(P.shape, 0.01), 1 - P):
+        data = Entries(useless, Y, None, np.ones(len(P)), code).counted()
+        assert data.sums.size == 0
+        assert len(data.kept.margin) == P.size
+
+
+def test_probabilities_that_are_zero_after_the_shared_map(monkeypatch):
+    monkeypatch.setattr("heads.label_maps._ALL", 0)
+    rng = np.random.default_rng(4)
+    Y = rng.random((400, 60)) < 0.1
+    P = np.where(Y, 0.52, 0.48)
+    P[:, ::2] = np.where(Y[:, ::2], 0.52, 0)
+    found = PlattCalibration(cv=3).fit(P, Y)
+    assert found.shared_.slope * -16 < -745
+    out = found.transform(P)
+    assert np.isfinite(found.slope_).all()
+    assert out[Y].min() > 0.9
+    assert out[~Y].max() < 0.1
+
+
+def test_counted_and_kept_entries_score_alike(monkeypatch):
+    P, Y, _ = rare(3)
+    exact = PlattCalibration(cv=3).fit(P[:300], Y[:300])
+    assert P[:300].size < 1 << 16
+    monkeypatch.setattr("heads.label_maps._ALL", 0)
+    found = PlattCalibration(cv=3).fit(P[:300], Y[:300])
+    assert found.strength_ == exact.strength_
+    np.testing.assert_allclose(found.cv_scores_["score"], exact.cv_scores_["score"], rtol=1e-4)
+
+
+def test_held_out_losses_are_those_of_the_other_images():
+    """Also where a fold trains on fewer images than it could."""
+    P, Y, *_ = case(16, n=60, spread=1)
+    rows = np.arange(60)
+    folds = [(rows[20:50], rows[:20]), (rows[:20], rows[20:40]), (rows[:40], rows[40:])]
+    found = PlattCalibration(cv=folds, strengths=(2,)).fit(P, Y)
+    for strength, score in zip([np.inf, 2], found.cv_scores_["score"], strict=True):
+        total = 0.0
+        for train, test in folds:
+            data = every_entry(P[train], Y[train])
+            maps = LabelMaps.shared_by_all(data, True)
+            if np.isfinite(strength):
+                maps.improve(data, strength)
+            calibrated = mapped(P[test], maps.slopes(), maps.intercepts())
+            total += log_loss(Y[test], calibrated) * len(test) * P.shape[1]
+        assert score == pytest.approx(total / 60, rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1, 30])
+@pytest.mark.parametrize("masked", [False, True])
+def test_losses_of_images_at_any_margin(scale, masked, monkeypatch):
+    P, Y, *_ = case(17, n=50, K=21)
+    known = np.random.default_rng(0).random(P.shape) < 0.7 if masked else None
+    slopes, intercepts = scale * np.linspace(0.5, 1.5, 21), scale * np.linspace(-1, 1, 21)
+    margin = logit(P) * slopes + intercepts
+    losses = np.logaddexp(0, margin) - Y * margin
+    expected = (losses if known is None else losses * known).sum(axis=1)
+    truth = csr_matrix(Y if known is None else Y * known)
+    monkeypatch.setattr("heads.label_maps._BLOCK", 100)
+    maps = [(slopes, intercepts), (np.zeros(21), np.zeros(21))]
+    found = image_losses(P, truth, known, maps)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-10, atol=1e-13)
+    counts = np.full(50, 21) if known is None else known.sum(axis=1)
+    np.testing.assert_allclose(found[1], counts * np.log(2), rtol=1e-12)
 
 
 @pytest.mark.parametrize("spread", [0, 0.5, 1])
@@ -160,6 +279,7 @@ def test_types_and_blocks(dtype, monkeypatch):
     whole = found.transform(P)
     assert whole.dtype == (np.float64 if dtype == np.float64 else np.float32)
     monkeypatch.setattr("heads.platt._BLOCK", 50)
+    monkeypatch.setattr("heads.label_maps._BLOCK", 50)
     np.testing.assert_array_equal(found.transform(P), whole)
     again = PlattCalibration(cv=3).fit(P, Y)
     np.testing.assert_allclose(again.slope_, found.slope_, rtol=1e-9)

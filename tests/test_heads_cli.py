@@ -14,13 +14,24 @@ import h5py
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from featcache import FeatureCache, Labels
-from heads import cli, commands
+from featcache.annotations import read_submission
+from heads import (
+    CalibratedDecision,
+    ExpectedFBeta,
+    GlobalThreshold,
+    PerClassThreshold,
+    PlattCalibration,
+    cli,
+    commands,
+    cross_val_fbeta,
+)
 from heads.commands import FitConfig, sampled
 from heads.decisions import best_global_threshold
 from heads.metrics import fbeta_per_image, mean_fbeta
+from heads.prediction import Predictor
 from heads.storage import load, save
 from tests import synthetic
 
@@ -152,14 +163,38 @@ def test_from_caches_to_a_score(data: Path, tmp_path: Path, run: Run) -> None:
     assert scores["blend"] > np.mean([scores[name] for name in files])
 
 
+def best_sets(P: np.ndarray, beta: float) -> np.ndarray:
+    """The set of the highest expected F-beta of each image, among all sets."""
+    every = (np.arange(2**synthetic.K)[:, None] >> np.arange(synthetic.K) & 1).astype(float)
+    below = beta**2 * every.sum(1) + every.sum(1)[:, None]
+    F = np.where(below > 0, (1 + beta**2) * (every @ every.T) / np.maximum(below, 1), 1.0)
+    chance = np.exp(np.log(P) @ every.T + np.log1p(-P) @ (1 - every).T)
+    return every[(chance @ F.T).argmax(axis=1)] > 0
+
+
+@pytest.mark.parametrize("decision", ["expected", "global", "per-class"])
 def test_the_submission_is_what_the_head_says(
-    data: Path, head: Path, tmp_path: Path, run: Run
+    decision: str, data: Path, tmp_path: Path, run: Run
 ) -> None:
+    head = tmp_path / "head.h5"
+    words = [data / "stage_1/net0.h5", "--dropout", "0.05", "--cv", 3, "--out", head]
+    told = run("fit", *words, "--decision", decision)
+    ways = {"expected": "highest expected", "global": "cut ", "per-class": "cut for each"}
+    assert re.search(rf"; decides by (the|a) {ways[decision]}", told.out.splitlines()[-1])
     run("predict", head, "--caches", data / "stage_2/net0.h5", "--out", tmp_path / "s.csv")
     stored = synthetic.load_head(head)
     cache = FeatureCache(data / "stage_2/net0.h5")
     stored.complete(cache.weight)
-    chosen = stored.estimator.predict_proba(cache.features) >= stored.provenance["threshold"]
+    P, rule = stored.estimator.predict_proba(cache.features), stored.decision
+    if decision == "expected":
+        assert isinstance(rule, CalibratedDecision)
+        slope, intercept = rule.calibration_.slope_, rule.calibration_.intercept_
+        chosen = best_sets(expit(slope * logit(P.astype(float)) + intercept), 2)
+    elif decision == "global":
+        chosen = stored.provenance["threshold"] <= P
+    else:
+        assert isinstance(rule, PerClassThreshold)
+        chosen = rule.thresholds_ <= P
     lines = ["image_id,labels"]
     for name, row in zip(STAGE_2.ids, chosen, strict=True):
         lines.append(f"{name},{' '.join(synthetic.CLASSES[k] for k in np.flatnonzero(row))}")
@@ -170,11 +205,95 @@ def test_the_submission_is_what_the_head_says(
     )
 
 
+def test_a_head_decides_by_what_its_own_images_taught(data: Path, head: Path) -> None:
+    stored = synthetic.load_head(head)
+    oof = stored.oof["target"]
+    expected = CalibratedDecision(calibration=PlattCalibration(cv=3)).fit(oof.proba, oof.Y)
+    assert isinstance(stored.decision, CalibratedDecision)
+    for key in ("slope_", "intercept_"):
+        np.testing.assert_array_equal(
+            getattr(stored.decision.calibration_, key), getattr(expected.calibration_, key)
+        )
+
+
+def test_what_a_decision_is_worth_is_told_by_images_that_it_has_not_seen(
+    data: Path, tmp_path: Path, run: Run
+) -> None:
+    out = tmp_path / "head.h5"
+    words = [data / "stage_1/net0.h5", "--dropout", "0.05", "--cv", 3, "--out", out]
+    told = run("fit", *words, "--decision", "per-class").out.splitlines()[-1]
+    stored = synthetic.load_head(out)
+    oof, found = stored.oof["target"], stored.provenance["decision"]
+    truth = cross_val_fbeta(PerClassThreshold(cv=3), oof.proba, oof.Y, cv=3)
+    assert found == {"score": truth.score, "low": truth.low, "high": truth.high}
+    assert told.endswith(f": {truth.score:.4f} [{truth.low:.4f}, {truth.high:.4f}] cross-validated")
+    assert truth.score < stored.provenance["score"] + 0.02
+
+
+def test_few_images_are_enough_to_decide(tmp_path: Path, run: Run) -> None:
+    few = synthetic.images(5, 3)
+    cache = synthetic.write(tmp_path / "few.h5", few, shifted=True)
+    out = tmp_path / "head.h5"
+    told = run("fit", cache.path, "--dropout", "0.05", "--cv", 3, "--out", out)
+    assert (told.status, told.err) == (0, "")
+    assert "cross-validated" not in told.out
+    assert run("blend", out, "--out", tmp_path / "blend.h5").status == 0
+    for content in (out, tmp_path / "blend.h5"):
+        assert load(content).provenance["decision"] == {}
+
+
+def test_a_blend_decides_by_its_own_scores(
+    data: Path, head: Path, tmp_path: Path, run: Run
+) -> None:
+    out = tmp_path / "blend.h5"
+    told = run("blend", head, "--out", out, "--beta", 1, "--max-labels", 2)
+    assert ", at most 2 labels an image: 0." in told.out.splitlines()[-1]
+    stored = synthetic.load_blend(out)
+    oof = stored.oof["target"]
+    assert isinstance(stored.decision, CalibratedDecision)
+    expected = CalibratedDecision(ExpectedFBeta(1, 0, 2), beta=1).fit(oof.proba, oof.Y)
+    np.testing.assert_array_equal(stored.decision.calibration_.slope_, expected.calibration_.slope_)
+    assert stored.models[0].decision is None
+    caches = data / "stage_2"
+    run("predict", out, "--caches", caches, "--out", tmp_path / "s.csv")
+    P = Predictor.open(out, [caches]).predict_proba()
+    sets = read_submission(tmp_path / "s.csv").restrict(synthetic.CLASSES).positives
+    np.testing.assert_array_equal(sets.toarray() > 0, expected.predict(P).toarray())
+    # An old head, or another choice: a blend of one head, without a new fit.
+    again = tmp_path / "cut.h5"
+    assert run("blend", head, "--out", again, "--decision", "global").status == 0
+    cut = synthetic.load_blend(again)
+    assert isinstance(cut.decision, GlobalThreshold)
+    assert cut.decision.threshold_ == cut.blend.threshold_
+    assert cut.blend.threshold_ == synthetic.load_head(head).provenance["threshold"]
+
+
+def test_labels_outside_the_classes_lower_the_cut(tmp_path: Path, run: Run) -> None:
+    """The more is missed anyway, the less a wrong label costs."""
+    cuts = []
+    for outside in (0, 5):
+        labels = Labels(
+            TARGET.ids,
+            synthetic.CLASSES,
+            csr_matrix(TARGET.Y),
+            outside=np.full(len(TARGET.ids), outside),
+        )
+        cache = synthetic.write(tmp_path / f"{outside}.h5", TARGET, shifted=True, labels=labels)
+        out = tmp_path / f"head{outside}.h5"
+        words = ["--dropout", "0.05", "--cv", 3, "--decision", "global", "--out", out]
+        assert run("fit", cache.path, *words).status == 0
+        rule = synthetic.load_head(out).decision
+        assert isinstance(rule, GlobalThreshold)
+        cuts.append(rule.threshold_)
+    assert cuts[1] < cuts[0]
+
+
 def test_an_image_without_labels_has_an_empty_field(
     data: Path, head: Path, tmp_path: Path, run: Run
 ) -> None:
     stored = synthetic.load_head(head)
-    stored.provenance["threshold"] = np.inf
+    stored.decision = GlobalThreshold().fit(np.zeros((2, synthetic.K)), np.zeros((2, synthetic.K)))
+    assert stored.decision.threshold_ == np.inf
     save(tmp_path / "silent.h5", stored)
     out = tmp_path / "s.csv"
     predicted = run("predict", tmp_path / "silent.h5", "--caches", data / "stage_2", "--out", out)
@@ -185,6 +304,31 @@ def test_an_image_without_labels_has_an_empty_field(
     assert score_of(run("score", out, "--labels", data / "truth.csv").out)[0] == pytest.approx(
         empty, abs=1e-4
     )
+
+
+def test_files_that_have_a_threshold_alone_cut_there(
+    data: Path, head: Path, tmp_path: Path, run: Run
+) -> None:
+    """As files of format 1 are: heads and blends."""
+    blend = tmp_path / "blend.h5"
+    run("blend", head, "--out", blend)
+    old_head, old_blend = tmp_path / "old_head.h5", tmp_path / "old_blend.h5"
+    for new, old in ((head, old_head), (blend, old_blend)):
+        old.write_bytes(new.read_bytes())
+        with h5py.File(old, "r+") as file:
+            del file["decision"]
+            file.attrs["format"] = 1
+    cut = synthetic.load_head(old_head).provenance["threshold"]
+    P = Predictor.open(old_head, [data / "stage_2"]).predict_proba()
+    for old in (old_head, old_blend):
+        out = tmp_path / f"{old.stem}.csv"
+        assert run("predict", old, "--caches", data / "stage_2", "--out", out).status == 0
+        sets = read_submission(out).restrict(synthetic.CLASSES).positives.toarray() > 0
+        np.testing.assert_array_equal(sets, cut <= P)
+    # Blended again, an old head decides as new ones do.
+    renewed = tmp_path / "renewed.h5"
+    assert run("blend", old_head, "--out", renewed).status == 0
+    assert isinstance(synthetic.load_blend(renewed).decision, CalibratedDecision)
 
 
 def process(*words: object) -> Result:
@@ -224,7 +368,11 @@ def test_a_process_fails_with_a_line_and_a_status(tmp_path: Path) -> None:
     ("verb", "flags"),
     [
         ("fit", "--out --source --method --dropout --cv --beta --source-rows --min-positives"),
-        ("blend", "--out --beta --method --average --overwrite"),
+        ("fit", "--decision --min-labels --max-labels"),
+        (
+            "blend",
+            "--out --beta --method --average --decision --min-labels --max-labels --overwrite",
+        ),
         ("predict", "--caches --out --overwrite"),
         ("score", "--labels --beta"),
     ],
@@ -557,6 +705,11 @@ def test_a_refused_overwrite_keeps_the_old_file(data: Path, tmp_path: Path, run:
         (["--cv", "1"], ["--cv 1"]),
         (["--cv", "many"], ["heads fit: argument --cv: invalid int value: 'many'"]),
         (["--beta", "0"], ["beta is 0.0"]),
+        (["--decision", "best"], ["argument --decision: invalid choice: 'best'"]),
+        (
+            ["--min-labels", "3", "--max-labels", "2"],
+            ["max_labels is 2; expected None, or at least"],
+        ),
         (["--epochs", "3"], ["unrecognized arguments: --epochs 3"]),
         (["--source", "{source}", "--source-rows", "0"], ["--source-rows 0: expected at least 1"]),
         (["--source", "{source}", "--source-weight", "a"], ["--source-weight 'a': expected"]),

@@ -1,0 +1,199 @@
+"""How much of a shift of domain, of targets or of both is recovered, and is anything harmed?
+
+On the networks of the quickstart, which must have run (``python -m examples.quickstart --out
+quickstart``); typefaces that it did not extract are, once, into ``--caches``. Each brush or pen
+typeface is Stage 1 in turn, with 1,000 labelled characters; the others, and held-out characters
+in the printed typefaces of the source, are what nobody labelled. Everything is scored for the
+average of the networks. *Gap* is between the unadapted head at the source's cut and the oracle; it
+is left out where that is less than 0.05 of F2. "Against unadapted" is against the better of the
+unadapted rows, as it is, and calibrated with expected F; paired by image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from benchmarks.measure import RESULTS, report
+from benchmarks.transfer_domains import (
+    KINDS,
+    SOURCE,
+    Case,
+    Pools,
+    Shift,
+    make_caches,
+    make_case,
+)
+from benchmarks.transfer_methods import Method, methods
+from examples.kanji.dataset import TARGET_FONTS
+from examples.quickstart import RECIPES
+from heads import ExpectedFBeta, bootstrap_interval, fbeta_per_image
+from heads.cuts import best_global_threshold
+from heads.metrics import paired_bootstrap_interval
+
+LEAST_GAP = 0.05
+UNADAPTED = ("unadapted, source cut", "unadapted, calibrated, expected F")
+MILD = ("seto", "yozfont", SOURCE)
+COLUMNS = (
+    *("shift", "split", "stage_1", "domain", "group", "model", "F2", "low", "high"),
+    *("against_unadapted", "against_low", "against_high", "gap", "seconds"),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case for all networks."""
+
+    quickstart: Path
+    caches: Path
+    networks: tuple[str, ...]
+    font: str
+    kind: str
+    split: int
+
+    def run(self) -> list[dict[str, Any]]:
+        """Rows of all cells."""
+        found: list[tuple[Case, dict[str, Method]]] = []
+        for network in self.networks:
+            pools = Pools.read(self.quickstart, self.caches, network)
+            case = make_case(pools, self.font, Shift(self.kind), self.split)
+            found.append((case, methods(case, pools)))
+        case = found[0][0]
+        blend = {name: _average([m[name] for _, m in found]) for name in found[0][1]}
+        return list(self._rows(case, blend))
+
+    def _rows(self, case: Case, blend: dict[str, Method]) -> Iterator[dict[str, Any]]:
+        scores = {name: _scores(method, case) for name, method in blend.items()}
+        low, high = scores[UNADAPTED[0]], scores["oracle (labels of that domain)"]
+        for domain in case.tests:
+            best = max((scores[name][domain] for name in UNADAPTED), key=lambda v: float(v.mean()))
+            room = high[domain].mean() - low[domain].mean()
+            for name, by_domain in scores.items():
+                values = by_domain[domain]
+                interval = bootstrap_interval(values)
+                against = paired_bootstrap_interval(values, best)
+                gap = (values.mean() - low[domain].mean()) / room if room >= LEAST_GAP else np.nan
+                cells = (self.kind, self.split, self.font, domain, _group(self.font, domain), name)
+                numbers = (values.mean(), *interval, values.mean() - best.mean(), *against, gap)
+                yield dict(zip(COLUMNS, (*cells, *numbers, blend[name].seconds), strict=True))
+
+
+def _group(font: str, domain: str) -> str:
+    """own: Stage 1's typeface; mild: near the source; far: shifted, as is Stage 1, or not."""
+    if domain == font:
+        return "Stage 1"
+    if domain in MILD:
+        return "mild"
+    return "far" if font not in MILD else "far from mild"
+
+
+def _average(parts: Sequence[Method]) -> Method:
+    known = None
+    if parts[0].known is not None:
+        known = np.mean([p.known for p in parts if p.known is not None], axis=0)
+    tests = {name: np.mean([p.tests[name] for p in parts], axis=0) for name in parts[0].tests}
+    return Method(parts[0].rule, known, tests, float(np.mean([p.seconds for p in parts])))
+
+
+def _scores(method: Method, case: Case) -> dict[str, np.ndarray]:
+    """F2 of each image of each domain."""
+    cut = None
+    if method.known is not None:
+        truth = case.source.Y if method.rule == "source cut" else case.stage_1.Y
+        cut = best_global_threshold(method.known, _sparse(truth), 2)[0]
+    found = {}
+    for name, P in method.tests.items():
+        sets = csr_matrix(cut <= P) if cut is not None else ExpectedFBeta(2).fit(P).predict(P)
+        found[name] = fbeta_per_image(_sparse(case.tests[name].Y), sets, 2)
+    return found
+
+
+def _sparse(Y: np.ndarray) -> csr_matrix:
+    return csr_matrix(Y.astype(np.float32))
+
+
+def _run(job: Job) -> list[dict[str, Any]]:
+    return job.run()
+
+
+def summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means over cells, a row a shift, group and model."""
+    keys = dict.fromkeys((c["shift"], c["group"], c["model"]) for c in cells)
+    table = []
+    for shift, group, model in sorted(keys, key=lambda k: (KINDS.index(k[0]), k[1])):
+        part = [c for c in cells if (c["shift"], c["group"], c["model"]) == (shift, group, model)]
+        gaps = [c["gap"] for c in part if not np.isnan(c["gap"])]
+        harm = [c["against_unadapted"] for c in part]
+        row = {
+            "shift": shift,
+            "group": group,
+            "model": model,
+            "domains": len(part),
+            "F2": float(np.mean([c["F2"] for c in part])),
+            "gap": f"{np.mean(gaps):.2f}" if gaps else "-",
+            "least gap": f"{min(gaps):.2f}" if gaps else "-",
+            "against unadapted": f"{np.mean(harm):+.4f}",
+            "worst": f"{min(harm):+.4f}",
+            "surely worse": sum(c["against_high"] < 0 for c in part),
+            "surely better": sum(c["against_low"] > 0 for c in part),
+            "seconds": f"{np.mean([c['seconds'] for c in part]):.1f}",
+        }
+        table.append(row)
+    return table
+
+
+def _write_cells(cells: list[dict[str, Any]], name: str) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for cell in cells:
+            writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in cell.items()})
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quickstart", type=Path, default=Path("quickstart"))
+    parser.add_argument("--caches", type=Path, default=Path("transfer_caches"))
+    parser.add_argument("--stage-1", nargs="+", choices=TARGET_FONTS, default=list(TARGET_FONTS))
+    parser.add_argument("--shifts", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--splits", type=int, default=2)
+    parser.add_argument("--networks", nargs="+", default=[recipe.name for recipe in RECIPES])
+    parser.add_argument("--jobs", type=int, default=2, help="cases side by side, a core each")
+    parser.add_argument("--quick", action="store_true", help="one network, split and Stage 1")
+    arguments = parser.parse_args()
+    suffix = ""
+    if arguments.quick:
+        suffix = "_quick"
+        arguments.stage_1, arguments.splits = ["gyosho"], 1
+        arguments.networks = arguments.networks[1:2]
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that are started
+    make_caches(arguments.quickstart, arguments.caches)
+    jobs = [
+        Job(arguments.quickstart, arguments.caches, tuple(arguments.networks), font, kind, split)
+        for split in range(arguments.splits)
+        for font in arguments.stage_1
+        for kind in arguments.shifts
+    ]
+    cells: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
+        for job, rows in zip(jobs, pool.map(_run, jobs), strict=True):
+            cells += rows
+            print(f"{job.font}, {job.kind}, split {job.split}: done", flush=True)
+    _write_cells(cells, f"transfer_cells{suffix}")
+    report(f"transfer{suffix}", summary(cells), "Recovered of shifts; mean F2 of blended networks")
+
+
+if __name__ == "__main__":
+    main()

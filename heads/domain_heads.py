@@ -1,0 +1,367 @@
+"""What does an adapted model predict in a domain, and why?
+
+:class:`AdaptedModel` holds all that was learnt from labelled rows, as arrays; with unlabelled rows
+of a domain it gives a :class:`DomainHead`: two linear heads and a mixing weight, frozen.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.special import expit
+
+from heads.alignment import Moments, check_domain_rows
+from heads.decisions import Decision
+from heads.expected import expected_fbeta_sets
+from heads.experts import Linear, average
+from heads.gate import Gate, GateConfig, distance, likeness, open_gate, unsureness
+from heads.inputs import check_truth
+from heads.labelshift import LabelShiftTest
+from heads.platt import mapped
+from heads.shift import PriorShift
+from heads.training import check_features
+
+SAMPLE = 1000  # images of a domain that sureness is measured on
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class DomainConfig:
+    """What is done for a new domain.
+
+    Attributes
+    ----------
+    beta : float
+    gate : GateConfig
+    pseudo_count : float
+        Images of Stage 1 that are added to a domain's moments: what a domain of few rows
+        leans on.
+    max_scale : float
+        See :class:`heads.DomainAlignment`.
+    prior_pseudo_count : float
+        Images that the rates expected by the model are worth against labelled ones.
+    """
+
+    beta: float = 2.0
+    gate: GateConfig = field(default_factory=GateConfig)
+    pseudo_count: float = 10.0
+    max_scale: float = 10.0
+    prior_pseudo_count: float = 300.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """A line of an explanation."""
+
+    step: str
+    effect: str
+    reason: str
+
+
+def table(steps: tuple[Step, ...] | list[Step]) -> str:
+    """Steps as text in columns."""
+    widths = [max(len(s.step) for s in steps), max(len(s.effect) for s in steps)]
+    return "\n".join(
+        f"{s.step:{widths[0]}}  {s.effect:{widths[1]}}  {s.reason}".rstrip() for s in steps
+    )
+
+
+@dataclass(frozen=True)
+class ViewedHead:
+    """A linear head that reads the mean over the views and the first view.
+
+    Attributes
+    ----------
+    head : Linear
+    first : float
+        Weight of the first view beside the mean over all, in [0, 1].
+    """
+
+    head: Linear
+    first: float = 0.0
+
+    def margins(self, X: np.ndarray) -> np.ndarray:
+        """(n, K) of (n, d) or (n, v, d)."""
+        return self.head.margins(viewed(X, self.first))
+
+
+def viewed(X: np.ndarray, first: float) -> np.ndarray:
+    """(n, d) of X (n, v, d): the mean over the views and the first one, mixed."""
+    dtype = np.float64 if X.dtype == np.float64 else np.float32
+    if X.ndim == 2:
+        return X.astype(dtype, copy=False)
+    means: np.ndarray = X.mean(axis=1, dtype=dtype)
+    if first and X.shape[1] > 1:
+        means = (1 - first) * means + first * X[:, 0].astype(dtype)
+    return means
+
+
+@dataclass(frozen=True)
+class DomainHead:
+    """The frozen head of one domain:  P = g w sigma(adapted) + (1 - g w) sigma(source), shifted.
+
+    Predicts image by image: neither other images nor their order matter.
+
+    Attributes
+    ----------
+    adapted, source : ViewedHead
+        Calibrated heads on the domain's raw features.
+    gate_ : float
+        g: 0 is the calibrated source head, 1 the head of Stage 1.
+    share : float
+        w: what the adapted head counts on Stage 1 itself.
+    bias : (K,) or None
+        Added to the logits of P, from labelled rows of the domain.
+    decision : Decision
+    signs : Gate
+    steps : tuple of Step
+        What was done, and why.
+    """
+
+    adapted: ViewedHead
+    source: ViewedHead
+    gate_: float
+    share: float
+    bias: np.ndarray | None
+    decision: Decision
+    signs: Gate
+    steps: tuple[Step, ...] = ()
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """(n, K) probabilities of X (n, d) or (n, v, d)."""
+        X = self._checked(X)
+        weight = self.gate_ * self.share
+        blocks = []
+        for start in range(0, max(1, len(X)), _ROWS_AT_ONCE):
+            rows = X[start : start + _ROWS_AT_ONCE]
+            P = np.zeros((len(rows), len(self.source.head.b)), np.float32)
+            P = P.astype(np.promote_types(rows.dtype, np.float32), copy=False)
+            for w, head in ((weight, self.adapted), (1 - weight, self.source)):
+                if w:
+                    P += P.dtype.type(w) * expit(head.margins(rows))
+            blocks.append(P if self.bias is None else mapped(P, 1.0, self.bias))
+        return np.minimum(np.concatenate(blocks), 1)
+
+    def predict(self, X: Any) -> csr_matrix:
+        """Label sets, bool CSR (n, K)."""
+        return self.decision.predict(self.predict_proba(X))
+
+    def explain(self) -> str:
+        """What each step did to this domain, as a table in words."""
+        return table(self.steps)
+
+    def _checked(self, X: Any) -> np.ndarray:
+        X = check_features(X, self)
+        if X.shape[-1] != self.source.head.W.shape[1]:
+            raise ValueError(
+                f"X has {X.shape[-1]} features, but the head was made for "
+                f"{self.source.head.W.shape[1]}"
+            )
+        return X
+
+
+@dataclass(frozen=True)
+class DomainMoments:
+    """Moments of a domain over all its views, and over the first view.
+
+    Attributes
+    ----------
+    every, first : Moments
+    views : int
+    """
+
+    every: Moments
+    first: Moments
+    views: int
+
+    @classmethod
+    def of(cls, X: np.ndarray) -> DomainMoments:
+        """Of X (n, d) or (n, v, d)."""
+        if X.ndim == 2 or X.shape[1] == 1:
+            moments = Moments.of(X)
+            return cls(moments, moments, 1)
+        return cls(Moments.of(X), Moments.of(X[:, 0]), X.shape[1])
+
+    def like(self, other: DomainMoments) -> Moments:
+        """Those that compare with `other`: of all views if both have as many."""
+        return self.every if self.views == other.views else self.first
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """What :class:`heads.Adaptation` learnt: arrays and numbers, no data.
+
+    Attributes
+    ----------
+    network : Linear
+        W0, b0.
+    targets : dict of Linear
+        By the moments of the map: head on mapped features.
+    source_moments, target_moments : DomainMoments
+    source_calibration, target_calibration : Linear of W (1, K) slopes and b (K,)
+        Margins to logits.
+    source_first, target_first : float
+        Weights of the first view.
+    share : float
+    sure_home, sure_target : float
+        Expected F-beta of the source head.
+    label_shift : LabelShiftTest
+    decision : Decision
+    config : DomainConfig
+    """
+
+    network: Linear
+    targets: dict[str, Linear]
+    source_moments: DomainMoments
+    target_moments: DomainMoments
+    source_calibration: tuple[np.ndarray, np.ndarray]
+    target_calibration: tuple[np.ndarray, np.ndarray]
+    source_first: float
+    target_first: float
+    share: float
+    sure_home: float
+    sure_target: float
+    label_shift: LabelShiftTest
+    decision: Decision
+    config: DomainConfig
+
+    @property
+    def n_features_in_(self) -> int:
+        """Number of features d."""
+        return int(self.network.W.shape[1])
+
+    @property
+    def source(self) -> ViewedHead:
+        """The calibrated source head."""
+        return ViewedHead(self.network.calibrated(*self.source_calibration), self.source_first)
+
+    def adapted(self, domain: DomainMoments) -> ViewedHead:
+        """The adapted head on the raw features of a domain."""
+        own, home = domain.like(self.source_moments), self.source_moments.like(domain)
+        heads = [
+            head.after(own.map_to(home, moments, self.config.max_scale))
+            for moments, head in self.targets.items()
+        ]
+        return ViewedHead(average(heads).calibrated(*self.target_calibration), self.target_first)
+
+    def for_domain(
+        self, X: Any = None, labelled: tuple[Any, Any] | None = None, random_state: int = 0
+    ) -> DomainHead:
+        """See :meth:`heads.Adaptation.for_domain`."""
+        source, steps = self.source, [Step("targets", *self._shift_words())]
+        if X is None:
+            adapted = self.adapted(self.target_moments)
+            signs = open_gate(1.0, 1.0, 0.0, self.label_shift.strength, self.config.gate)
+            steps += [
+                Step("alignment", "Stage 1's own map", "no image of the domain was looked at"),
+                Step("gate", f"{signs.value:.2f}", "the domain counts as Stage 1's"),
+            ]
+        else:
+            X = self._checked(X)
+            check_domain_rows(len(X))
+            domain = DomainMoments.of(X)
+            shrunk = self._shrunk(domain)
+            adapted = self.adapted(shrunk)
+            sample = np.random.default_rng(random_state).permutation(len(X))[:SAMPLE]
+            X = X[np.sort(sample)]
+            signs, found = self._signs(X, domain)
+            steps += [self._alignment_step(domain), found]
+        head = DomainHead(
+            adapted, source, signs.value, self.share, None, self.decision, signs, tuple(steps)
+        )
+        if X is not None:
+            steps.append(self._effect(head, X))
+        bias = None
+        if labelled is not None:
+            bias, step = self._priors(head, *labelled)
+            steps.append(step)
+        return DomainHead(
+            adapted, source, signs.value, self.share, bias, self.decision, signs, tuple(steps)
+        )
+
+    # -- parts ----------------------------------------------------------------------------
+
+    def _checked(self, X: Any) -> np.ndarray:
+        X = check_features(X, self)
+        if X.shape[-1] != self.n_features_in_:
+            raise ValueError(
+                f"X has {X.shape[-1]} features, but Adaptation was fitted on {self.n_features_in_}"
+            )
+        return X
+
+    def _shrunk(self, domain: DomainMoments) -> DomainMoments:
+        own, count = domain.like(self.target_moments), self.config.pseudo_count
+        own = own.shrunk(self.target_moments.like(domain), count)
+        return DomainMoments(own, own, domain.views)
+
+    def _signs(self, X: np.ndarray, domain: DomainMoments) -> tuple[Gate, Step]:
+        config, shift = self.config.gate, self.label_shift.strength
+        sure = self.sureness(X)
+        unsure = unsureness(self.sure_home, self.sure_target, sure)
+        apart, away = (
+            distance(domain.like(known), known.like(domain))
+            for known in (self.target_moments, self.source_moments)
+        )
+        familiar, home = likeness(apart, away, domain.every.images, config)
+        gate = open_gate(unsure, familiar, home, shift, config)
+        reason = (
+            f"the source head expects F{self.config.beta:g} {sure:.3f} here, {self.sure_home:.3f} "
+            f"at home, {self.sure_target:.3f} on Stage 1: {unsure:.0%} as unsure"
+        )
+        if config.fixed is not None:
+            reason = "fixed"
+        elif familiar > 0:
+            reason += f"; images are {familiar:.0%} like those of Stage 1 (distance {apart:.1f})"
+        else:
+            reason += f"; another domain than Stage 1 (distance {apart:.0f} of chance): capped"
+        if home > 0 and config.fixed is None:
+            reason += f"; images are {home:.0%} like those at home (distance {away:.1f})"
+        return gate, Step("gate", f"{gate.value:.2f}", reason)
+
+    def sureness(self, X: np.ndarray) -> float:
+        """Mean expected F-beta of the calibrated source head on first views."""
+        first = X if X.ndim == 2 else X[:, 0]
+        P = expit(self.source.margins(first))
+        return float(expected_fbeta_sets(P, self.config.beta).expected.mean())
+
+    def _shift_words(self) -> tuple[str, str]:
+        return f"shift {self.label_shift.strength:.2f}", self.label_shift.words
+
+    def _alignment_step(self, domain: DomainMoments) -> Step:
+        own, home = domain.like(self.source_moments), self.source_moments.like(domain)
+        std = np.where(home.std > 0, home.std, 1.0)
+        moved = float(np.sqrt((((own.mean - home.mean) / std) ** 2).mean()))
+        share = own.images / (own.images + self.config.pseudo_count)
+        return Step(
+            "alignment",
+            f"features moved by {moved:.2f} sd",
+            f"moments of {own.images:,} images, {share:.0%} their own and the rest Stage 1's",
+        )
+
+    def _effect(self, head: DomainHead, X: np.ndarray) -> Step:
+        P, P_source = head.predict_proba(X), expit(head.source.margins(X))
+        sets = [expected_fbeta_sets(p, self.config.beta) for p in (P_source, P)]
+        counts = [s.sets.nnz / len(X) for s in sets]
+        return Step(
+            "prediction",
+            f"{counts[0]:.2f} -> {counts[1]:.2f} labels an image",
+            f"expected F{self.config.beta:g} {sets[0].expected.mean():.3f} with the source head, "
+            f"{sets[1].expected.mean():.3f} now",
+        )
+
+    def _priors(self, head: DomainHead, X: Any, Y: Any) -> tuple[np.ndarray, Step]:
+        P = head.predict_proba(X)
+        check_truth(Y, None, P.shape)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            shift = PriorShift(pseudo_count=self.config.prior_pseudo_count).fit(P, Y)
+        assert shift.diagnosis_ is not None
+        reason = f"{len(P):,} labelled images hold {shift.diagnosis_.ratio:.2f} times the labels"
+        if caught:
+            reason += "; more than their frequencies differ"
+        moved = float(np.abs(shift.bias_).max(initial=0))
+        return shift.bias_, Step("priors", f"logits moved by up to {moved:.2f}", reason)

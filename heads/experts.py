@@ -1,0 +1,226 @@
+"""Which linear heads know the target domain, in coordinates that all domains share?
+
+Stage 1 rows are mapped to the moments of the validation rows, once by means and once by means
+and spreads; both kinds of rows are then standardised by the mapped Stage 1 rows. There, a
+head towards the network's own last layer and one towards zero are fitted on all of Stage 1 and on
+validation rows that count little; margins are averaged. For a domain with a map of its own
+everything is affine: one head (W, b) on its raw features.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from heads.alignment import FeatureMap, Moments, check_moments
+from heads.logistic import DropoutLogistic, DropoutLogisticCV
+
+PULLS = ("network", "zero")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Margins x -> W x + b.
+
+    Attributes
+    ----------
+    W : (K, d), b : (K,)
+    """
+
+    W: np.ndarray
+    b: np.ndarray
+
+    def margins(self, X: np.ndarray) -> np.ndarray:
+        """(n, K) of X (n, d) or, averaged over the views, (n, v, d)."""
+        dtype = np.float64 if X.dtype == np.float64 else np.float32
+        means = X.astype(dtype) if X.ndim == 2 else X.mean(axis=1, dtype=dtype)
+        return means @ self.W.T.astype(dtype) + self.b.astype(dtype)
+
+    def after(self, feature_map: FeatureMap) -> Linear:
+        """The head on raw features whose margins are this one's on mapped features."""
+        return Linear(*feature_map.head(self.W, self.b))
+
+    def calibrated(self, slope: np.ndarray, intercept: np.ndarray) -> Linear:
+        """Margins slope_k (W x + b)_k + intercept_k."""
+        slope = np.broadcast_to(slope, len(self.b))
+        return Linear(self.W * slope[:, None], self.b * slope + intercept)
+
+
+def average(heads: Sequence[Linear], weights: Sequence[float] | None = None) -> Linear:
+    """The head whose margins are the (weighted) average of the heads' margins."""
+    w = np.full(len(heads), 1 / len(heads)) if weights is None else np.asarray(weights)
+    W = sum((a * h.W for a, h in zip(w, heads, strict=True)), np.zeros(heads[0].W.shape))
+    b = sum((a * h.b for a, h in zip(w, heads, strict=True)), np.zeros(heads[0].b.shape))
+    return Linear(W, b)
+
+
+@dataclass(frozen=True)
+class ExpertConfig:
+    """How the heads of the target domain are fitted.
+
+    Attributes
+    ----------
+    moments : tuple of "none", "mean", "mean_std"
+        Maps to the validation rows' moments; a head for each.
+    pulls : tuple of "network", "zero"
+        What heads shrink towards; a head for each.
+    source_weight : float
+        What all validation rows together count, in units of all of Stage 1.
+    source_rows : int
+        Validation rows at most, drawn by the seed.
+    dropouts : rates to compare out of fold
+    cv : int
+        Folds.
+    max_scale : float
+        See :class:`heads.DomainAlignment`.
+    """
+
+    moments: tuple[str, ...] = ("mean", "mean_std")
+    pulls: tuple[str, ...] = ("network", "zero")
+    source_weight: float = 0.1
+    source_rows: int = 1000
+    dropouts: tuple[float, ...] = (0.2, 0.35, 0.5)
+    cv: int = 5
+    max_scale: float = 10.0
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A head of the target domain, on features that were mapped to the validation rows' moments.
+
+    Attributes
+    ----------
+    moments : str
+        Of the map.
+    pull : str
+        What it was shrunk towards.
+    dropout : float
+    head : Linear
+    oof : (n, v, K)
+        Out-of-fold margins of the Stage 1 rows, view by view.
+    """
+
+    moments: str
+    pull: str
+    dropout: float
+    head: Linear
+    oof: np.ndarray
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Labelled rows of one domain.
+
+    Attributes
+    ----------
+    X : (n, v, d)
+    Y : (n, K) float, NaN unknown
+    groups : (n,) int
+    """
+
+    X: np.ndarray
+    Y: np.ndarray
+    groups: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Rows:
+        """Some of the rows."""
+        return Rows(self.X[rows], self.Y[rows], self.groups[rows])
+
+
+def fit_experts(
+    target: Rows, source: Rows, start: Linear, config: ExpertConfig, seed: int
+) -> list[Expert]:
+    """One head for each map and each pull.
+
+    Labels without a positive in Stage 1 are not trained: they keep the network's weights and
+    share a shift of their biases (:class:`heads.DropoutLogistic` on rare labels).
+    """
+    _check(config)
+    seen = np.flatnonzero((target.Y > 0).any(axis=0))
+    if not len(seen):
+        raise ValueError("Stage 1 has no positive label; there is nothing to adapt to")
+    of_target, of_source = Moments.of(target.X), Moments.of(source.X)
+    if config.source_weight and len(source.X) > config.source_rows:
+        drawn = np.random.default_rng(seed).permutation(len(source.X))[: config.source_rows]
+        source = source.take(np.sort(drawn))
+    experts: list[Expert] = []
+    dropouts: dict[str, Sequence[float]] = {}
+    for moments in config.moments:
+        to_source = of_target.map_to(of_source, moments, config.max_scale)
+        spread = to_source.scale * of_target.std
+        spread = np.where(spread > 0, spread, 1.0)
+        centre = to_source.scale * of_target.mean + to_source.shift
+        standard = FeatureMap(1 / spread, -centre / spread)
+        network = start.after(FeatureMap(spread, centre))
+        Z = standard.transform(to_source.transform(target.X))
+        rest = _unseen(Z, target.Y, network, seen)
+        both = _both(Z, standard.transform(source.X[:, :1]), target, source, config.source_weight)
+        both["Y"] = both["Y"][:, seen]
+        for pull in config.pulls:
+            init = Linear(network.W[seen], network.b[seen]) if pull == "network" else None
+            fitted = _fit(both, init, dropouts.get(pull, config.dropouts), config.cv, seed)
+            dropouts[pull] = [float(fitted.dropout_)]  # the other map differs little
+            head = Linear(rest.W.copy(), rest.b.copy())
+            head.W[seen], head.b[seen] = fitted.coef_, fitted.intercept_
+            oof = head.margins(Z.reshape(-1, Z.shape[-1]))
+            oof[:, seen] = fitted.oof_decision_function_[: len(oof)]
+            oof = oof.reshape(*Z.shape[:2], -1)
+            experts.append(Expert(moments, pull, dropouts[pull][0], head.after(standard), oof))
+    return experts
+
+
+def _check(config: ExpertConfig) -> None:
+    for moments in config.moments:
+        check_moments(moments)
+    if not config.moments or not config.pulls or not set(config.pulls) <= set(PULLS):
+        raise ValueError(
+            f"moments {config.moments}, pulls {config.pulls}: give at least one of each; pulls are "
+            f"{' and '.join(PULLS)}"
+        )
+
+
+def _unseen(Z: np.ndarray, Y: np.ndarray, network: Linear, seen: np.ndarray) -> Linear:
+    """The network's head, its labels without positives at the rate that Stage 1 has of them."""
+    b = network.b.copy()
+    rest = np.setdiff1d(np.arange(len(b)), seen)
+    if len(rest):
+        rare = DropoutLogistic(min_positives=len(Z) + 1).fit(
+            Z, Y[:, rest], coef_init=network.W[rest], intercept_init=b[rest]
+        )
+        b[rest] = rare.intercept_
+    return Linear(network.W, b)
+
+
+def _both(
+    Z: np.ndarray, Z_source: np.ndarray, target: Rows, source: Rows, weight: float
+) -> dict[str, Any]:
+    """Every view is a row of its own, so that each has an out-of-fold margin."""
+    n, v, d = Z.shape
+    rows = {
+        "X": Z.reshape(-1, d),
+        "Y": np.repeat(target.Y, v, axis=0),
+        "sample_weight": np.full(n * v, 1 / v),
+        "groups": np.repeat(target.groups, v),
+    }
+    if weight:
+        m = len(Z_source)
+        rows["X"] = np.concatenate([rows["X"], Z_source.reshape(-1, d)])
+        rows["Y"] = np.concatenate([rows["Y"], source.Y])
+        rows["sample_weight"] = np.r_[rows["sample_weight"], np.full(m, weight * n / m)]
+        rows["groups"] = np.r_[rows["groups"], target.groups.max() + 1 + source.groups]
+    return rows
+
+
+def _fit(
+    rows: dict[str, Any], init: Linear | None, rates: Sequence[float], cv: int, seed: int
+) -> DropoutLogisticCV:
+    head = DropoutLogisticCV(rates, cv=cv, random_state=seed, tol=1e-4)
+    start = {} if init is None else {"coef_init": init.W, "intercept_init": init.b}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the best dropout", UserWarning)
+        fitted: DropoutLogisticCV = head.fit(**rows, **start)
+    return fitted

@@ -1,0 +1,343 @@
+"""The chain for new domains: what it must do, what it must not depend on, and its limits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+from scipy.special import expit, logit
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from heads import Adaptation, ExpectedFBeta, GlobalThreshold, PlattCalibration, mean_fbeta
+from heads.domain_heads import DomainConfig, DomainHead
+from heads.experts import ExpertConfig
+from heads.gate import GateConfig, familiarity, likeness, open_gate, unsureness
+from tests import synthetic
+
+QUICK = ExpertConfig(dropouts=(0.2,), cv=3)
+SHARED = PlattCalibration(strengths=())
+STAGE_1, SOURCE, TEST = (synthetic.images(n, seed) for seed, n in enumerate((300, 320, 400), 10))
+X = synthetic.features(STAGE_1, shifted=True, views=2)
+X_VAL = synthetic.features(SOURCE, views=2)
+X_TEST = synthetic.features(TEST, shifted=True, views=2)
+W0, B0 = synthetic.last_layer()
+
+
+def fitted(Y: Any = STAGE_1.Y, **parameters: Any) -> Adaptation:
+    """A chain of few, quick heads."""
+    options = {"experts": QUICK, "calibration": SHARED} | parameters
+    return Adaptation(**options).fit(
+        X, Y, source=(X_VAL, SOURCE.Y), coef_init=W0, intercept_init=B0
+    )
+
+
+@pytest.fixture(scope="module")
+def chain() -> Adaptation:
+    """Fitted once."""
+    return fitted()
+
+
+def with_gate(chain: Adaptation, **gate: Any) -> Adaptation:
+    """The same fit with another gate."""
+    other = clone(chain)
+    other.__dict__.update(vars(chain))
+    config = replace(chain.model_.config, gate=GateConfig(**gate))
+    other.model_ = replace(chain.model_, config=config)
+    return other
+
+
+def unadapted(chain: Adaptation) -> ExpectedFBeta:
+    return ExpectedFBeta().fit(chain.oof_predict_proba_)
+
+
+# --------------------------------------------------------------------- what it is for
+
+
+def test_it_gains_on_the_shifted_domain_and_keeps_the_source_head_at_home(
+    chain: Adaptation,
+) -> None:
+    source = chain.model_.source
+    rule = unadapted(chain)
+    for head in (chain.for_domain(X_TEST), chain.for_domain()):
+        gained = mean_fbeta(TEST.Y, head.predict(X_TEST))
+        assert gained > mean_fbeta(TEST.Y, rule.predict(expit(source.margins(X_TEST)))) + 0.05
+    home = synthetic.features(TEST, views=2)
+    at_home = chain.for_domain(home)
+    assert at_home.gate_ < 0.15
+    kept = mean_fbeta(TEST.Y, rule.predict(expit(source.margins(home))))
+    assert mean_fbeta(TEST.Y, at_home.predict(home)) > kept - 0.01
+
+
+def test_other_images_of_stage_1s_domain_open_the_gate(chain: Adaptation) -> None:
+    assert chain.for_domain().gate_ == 1
+    assert chain.for_domain(X_TEST).gate_ > 0.9
+    elsewhere = chain.for_domain(X_TEST + np.linspace(-2, 2, X_TEST.shape[-1]))
+    assert elsewhere.gate_ <= GateConfig().cap
+    assert "another domain" in elsewhere.explain()
+
+
+# --------------------------------------------------------- what it must not depend on
+
+
+def test_images_are_predicted_one_by_one(chain: Adaptation) -> None:
+    head = chain.for_domain(X_TEST)
+    P = head.predict_proba(X_TEST)
+    alone = np.concatenate([head.predict_proba(X_TEST[i : i + 1]) for i in range(20)])
+    np.testing.assert_allclose(alone, P[:20], rtol=1e-12)
+    order = np.random.default_rng(0).permutation(len(P))
+    np.testing.assert_allclose(head.predict_proba(X_TEST[order]), P[order], rtol=1e-12)
+
+
+def test_the_order_of_a_domains_rows_does_not_matter(chain: Adaptation) -> None:
+    order = np.random.default_rng(0).permutation(len(X_TEST))
+    heads = chain.for_domain(X_TEST), chain.for_domain(X_TEST[order])
+    np.testing.assert_allclose(*(h.predict_proba(X_TEST) for h in heads), rtol=1e-9)
+
+
+def test_features_that_are_moved_and_scaled_are_mapped_back(chain: Adaptation) -> None:
+    """The adapted head undoes what its map can; the source head, not aligned, cannot."""
+    config = replace(QUICK, moments=("mean_std",))
+    domain = DomainConfig(pseudo_count=0, gate=GateConfig(fixed=1))
+    only = fitted(experts=config, domain=domain, share=1.0)
+    rng = np.random.default_rng(0)
+    moved = X_TEST * rng.uniform(0.5, 2, X.shape[-1]) + rng.normal(size=X.shape[-1])
+    first, second = only.for_domain(X_TEST), only.for_domain(moved)
+    np.testing.assert_allclose(second.predict_proba(moved), first.predict_proba(X_TEST), rtol=1e-6)
+    assert np.abs(first.source.margins(moved) - first.source.margins(X_TEST)).max() > 1
+
+
+def test_labels_and_features_may_come_in_any_form(chain: Adaptation) -> None:
+    P = chain.for_domain(X_TEST).predict_proba(X_TEST)
+    sparse = fitted(csr_matrix(STAGE_1.Y))
+    np.testing.assert_array_equal(sparse.for_domain(X_TEST).predict_proba(X_TEST), P)
+
+
+def test_unknown_labels_may_be_nan_or_masked() -> None:
+    rng = np.random.default_rng(0)
+    mask = rng.random(STAGE_1.Y.shape) < 0.1
+    missing = np.where(mask, np.nan, STAGE_1.Y)
+    heads = [
+        fitted(missing),
+        Adaptation(experts=QUICK, calibration=SHARED).fit(
+            X, STAGE_1.Y, (X_VAL, SOURCE.Y), W0, B0, mask=mask
+        ),
+    ]
+    proba = [h.for_domain(X_TEST).predict_proba(X_TEST) for h in heads]
+    np.testing.assert_array_equal(*proba)
+    assert np.isfinite(proba[0]).all()
+    # What is unknown must not be known after all.
+    other = fitted(np.where(mask, np.nan, STAGE_1.Y))
+    assert np.array_equal(other.oof_predict_proba_, heads[0].oof_predict_proba_)
+
+
+# ------------------------------------------------------------------------- limits
+
+
+def test_gate_0_is_the_calibrated_source_head(chain: Adaptation) -> None:
+    head = with_gate(chain, fixed=0.0).for_domain(X_TEST)
+    margins = X_VAL[:, 0] @ W0.T + B0
+    if chain.model_.source_first < 1:
+        first = chain.model_.source_first
+        margins = first * margins + (1 - first) * (X_VAL.mean(1) @ W0.T + B0)
+    platt = PlattCalibration(strengths=()).fit(expit(margins), SOURCE.Y)
+    first = chain.model_.source_first
+    seen = first * X_TEST[:, 0] + (1 - first) * X_TEST.mean(1)
+    expected = platt.transform(expit(seen @ W0.T + B0))
+    np.testing.assert_allclose(head.predict_proba(X_TEST), expected, atol=1e-5)
+
+
+def test_a_share_of_0_leaves_nothing_but_the_source_head(chain: Adaptation) -> None:
+    none = fitted(share=0.0).for_domain(X_TEST).predict_proba(X_TEST)
+    closed = with_gate(chain, fixed=0.0).for_domain(X_TEST).predict_proba(X_TEST)
+    np.testing.assert_allclose(none, closed, rtol=1e-9)
+
+
+def test_the_share_is_the_best_of_all_shares_out_of_fold(chain: Adaptation) -> None:
+    def loss(P: np.ndarray) -> float:
+        P = np.clip(P, 1e-7, 1 - 1e-7)
+        return float(-(STAGE_1.Y * np.log(P) + (1 - STAGE_1.Y) * np.log(1 - P)).sum())
+
+    chosen = loss(chain.oof_predict_proba_)
+    for share in (0.0, 0.3, 0.7, 1.0):
+        assert chosen <= loss(fitted(share=share).oof_predict_proba_) + 1e-3
+
+
+def test_stage_1s_own_rows_as_a_domain_are_the_strict_map(chain: Adaptation) -> None:
+    """Moments of the domain are then those of Stage 1, whatever the pseudo-count."""
+    looked, strict = chain.for_domain(X), chain.for_domain()
+    assert looked.gate_ == strict.gate_ == 1
+    np.testing.assert_allclose(looked.predict_proba(X), strict.predict_proba(X), rtol=1e-9)
+
+
+@pytest.mark.parametrize("n", [2, 30])
+def test_few_rows_of_a_domain_do(chain: Adaptation, n: int) -> None:
+    head = chain.for_domain(X_TEST[:n])
+    whole = mean_fbeta(TEST.Y, chain.for_domain(X_TEST).predict(X_TEST))
+    assert mean_fbeta(TEST.Y, head.predict(X_TEST)) > whole - 0.08
+    share = n / (n + chain.model_.config.pseudo_count)
+    assert f"{share:.0%} their own" in head.explain()
+
+
+def test_one_row_is_too_few(chain: Adaptation) -> None:
+    with pytest.raises(ValueError, match="1 unlabelled row"):
+        chain.for_domain(X_TEST[:1])
+
+
+def test_a_class_without_positives_keeps_the_networks_weights() -> None:
+    Y = STAGE_1.Y.copy()
+    Y[:, 0] = 0
+    chain = fitted(Y, calibration=None)
+    head = chain.for_domain(X)
+    assert np.isfinite(head.predict_proba(X_TEST)).all()
+    for model in chain.model_.targets.values():
+        np.testing.assert_allclose(model.W[0], W0[0], rtol=1e-5)
+        assert np.abs(model.W[1] - W0[1]).max() > 0.01
+    # Its rate is that of Stage 1, where it is never seen.
+    assert expit(head.adapted.margins(X)[:, 0]).sum() < 2
+
+
+def test_nothing_positive_is_refused() -> None:
+    with pytest.raises(ValueError, match="no positive label"):
+        fitted(np.zeros_like(STAGE_1.Y))
+
+
+# ------------------------------------------------------------------ labelled rows
+
+
+def test_labelled_rows_move_rates_towards_theirs(chain: Adaptation) -> None:
+    Y_d = TEST.Y[:100].copy()
+    Y_d[:, 3], Y_d[:, 4] = 0, 1
+    before, after = chain.for_domain(X_TEST), chain.for_domain(X_TEST, (X_TEST[:100], Y_d))
+    P, Q = before.predict_proba(X_TEST), after.predict_proba(X_TEST)
+    assert Q[:, 3].mean() < P[:, 3].mean()
+    assert Q[:, 4].mean() > P[:, 4].mean()
+    assert after.bias is not None
+    inside = (P > 1e-3) & (P < 1 - 1e-3)
+    moved = (logit(Q) - logit(P) - after.bias)[inside]
+    np.testing.assert_allclose(moved, 0, atol=1e-4)
+    assert "priors" in after.explain()
+
+
+def test_labelled_rows_that_agree_change_little(chain: Adaptation) -> None:
+    head = chain.for_domain(X_TEST, (X_TEST[:30], TEST.Y[:30]))
+    plain = chain.for_domain(X_TEST)
+    scores = [mean_fbeta(TEST.Y[30:], h.predict(X_TEST[30:])) for h in (head, plain)]
+    assert scores[0] > scores[1] - 0.02
+
+
+# --------------------------------------------------------- steps, replaced and off
+
+
+def test_steps_can_be_replaced() -> None:
+    rule = GlobalThreshold()
+    other = fitted(
+        calibration=None,
+        decision=rule,
+        first_view=0.0,
+        experts=replace(QUICK, pulls=("network",), moments=("mean",)),
+    )
+    assert [e.pull for e in other.experts_] == ["network"]
+    assert not hasattr(rule, "threshold_")
+    head = other.for_domain(X_TEST)
+    assert isinstance(head.decision, GlobalThreshold)
+    chosen = head.predict_proba(X_TEST) >= head.decision.threshold_
+    assert (head.predict(X_TEST) != csr_matrix(chosen)).nnz == 0
+    np.testing.assert_allclose(other.model_.source_calibration[0], 1)
+
+
+def test_without_maps_the_adapted_head_is_the_same_everywhere() -> None:
+    other = fitted(experts=replace(QUICK, moments=("none",)))
+    first, second = (other.for_domain(domain).adapted for domain in (X_TEST, X_TEST + 3))
+    np.testing.assert_array_equal(first.head.W, second.head.W)
+    np.testing.assert_array_equal(first.head.b, second.head.b)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [({"moments": ("mode",)}, "moments is 'mode'"), ({"pulls": ("home",)}, "pulls are network")],
+)
+def test_unknown_steps_are_named(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        fitted(experts=replace(QUICK, **config))
+
+
+def test_domains_may_have_fewer_views(chain: Adaptation) -> None:
+    head = chain.for_domain(X_TEST[:, 0])
+    assert isinstance(head, DomainHead)
+    assert head.gate_ > 0.5
+    assert mean_fbeta(TEST.Y, head.predict(X_TEST[:, 0])) > 0.3
+
+
+def test_explanations_name_every_step(chain: Adaptation) -> None:
+    text = chain.for_domain(X_TEST).explain()
+    for step in ("targets", "alignment", "gate", "prediction"):
+        assert step in text
+    learnt = chain.explain()
+    for step in ("experts", "views", "share", "targets", "gate"):
+        assert step in learnt
+
+
+def test_the_gate_follows_its_signs() -> None:
+    config = GateConfig(cap=0.6, drop=0.1)
+    for signs, expected in {
+        (1.0, 0.0, 0.0, 0.0): 0.6,
+        (1.0, 0.0, 0.0, 1.0): 0.5,
+        (0.0, 0.0, 0.0, 0.0): 0.0,
+        (1.0, 0.0, 1.0, 0.0): 0.0,  # as at home
+        (0.0, 1.0, 0.0, 1.0): 1.0,  # Stage 1's own domain
+        (0.5, 0.5, 0.0, 0.0): 0.5 + 0.5 * 0.3,
+    }.items():
+        assert open_gate(*signs, config).value == pytest.approx(expected)
+    assert open_gate(0.5, 0.5, 0.0, 0.0, GateConfig(fixed=0.2)).value == 0.2
+    assert unsureness(0.6, 0.4, 0.5) == pytest.approx(0.5)
+    assert unsureness(0.6, 0.4, 0.9) == 0
+    assert unsureness(0.6, 0.4, 0.1) == 1
+    assert unsureness(0.6, 0.7, 0.6) == 1  # sureness says nothing
+    assert familiarity(1.0, (1.5, 3.0)) == 1
+    assert familiarity(9.0, (1.5, 3.0)) == 0
+    assert likeness(1.0, 50.0, 500, config) == (1.0, 0.0)  # Stage 1's
+    assert likeness(50.0, 1.0, 500, config) == (0.0, 1.0)  # the source's
+    assert likeness(1.4, 1.0, 500, config) == (0.0, 1.0)  # either's, but nearer to the source
+    assert likeness(1.0, 1.4, 500, config) == (1.0, 1.0)
+    assert likeness(1.0, 50.0, 20, config) == (0.2, 0.0)  # too few to be certain
+
+
+# ------------------------------------------------------------------------- faults
+
+
+def test_it_says_when_it_is_not_fitted() -> None:
+    with pytest.raises(NotFittedError):
+        Adaptation().for_domain(X_TEST)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"coef_init": W0[:, 1:]}, "coef_init has shape"),
+        ({"coef_init": W0 * np.nan}, "not finite"),
+        ({"source": (X_VAL[:, :, 1:], SOURCE.Y)}, "both must be of one network"),
+        ({"Y": STAGE_1.Y[1:]}, "Y has 299 rows"),
+        ({"groups": np.arange(3)}, "groups has shape"),
+    ],
+)
+def test_data_that_do_not_fit_together_are_refused(change: dict[str, Any], words: str) -> None:
+    arguments = {
+        "X": X,
+        "Y": STAGE_1.Y,
+        "source": (X_VAL, SOURCE.Y),
+        "coef_init": W0,
+        "intercept_init": B0,
+    }
+    with pytest.raises(ValueError, match=words):
+        Adaptation(experts=QUICK).fit(**(arguments | change))
+
+
+def test_rows_of_another_width_are_refused(chain: Adaptation) -> None:
+    with pytest.raises(ValueError, match="X has 15 features"):
+        chain.for_domain(X_TEST[:, :, 1:])
+    with pytest.raises(ValueError, match="X has 15 features"):
+        chain.for_domain(X_TEST).predict(X_TEST[:, :, 1:])

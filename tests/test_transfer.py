@@ -1,0 +1,121 @@
+"""The development domains: nothing is on both sides, and targets shift as they are said to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.transfer import _average, _group, summary
+from benchmarks.transfer_domains import (
+    FEW,
+    KINDS,
+    LABELLED,
+    SOURCE,
+    Domain,
+    Pools,
+    Shift,
+    make_case,
+)
+from benchmarks.transfer_methods import Method
+from examples.kanji.dataset import SOURCE_FONTS, TARGET_FONTS
+
+K = 12
+
+
+def pool(characters: np.ndarray, seed: int, copies: int = 1) -> Domain:
+    """Random features; a character has the same components in every typeface."""
+    rng = np.random.default_rng(seed)
+    rates = np.linspace(0.02, 0.4, K)
+    components = {c: np.random.default_rng(c).random(K) < rates for c in characters.tolist()}
+    names = np.tile(characters, copies)
+    Y = np.array([components[c] for c in names.tolist()])
+    return Domain(rng.normal(size=(len(names), 2, 3)).astype(np.float16), Y, names)
+
+
+@pytest.fixture(scope="module")
+def pools() -> Pools:
+    """As large as the real ones in rows."""
+    characters, held = np.arange(3050), np.arange(4000, 4400)
+    fonts = {font: pool(characters, i) for i, font in enumerate(TARGET_FONTS)}
+    train = {"gyosho": pool(np.arange(5000, 5500), 77)}
+    source = pool(held, 99, len(SOURCE_FONTS))
+    return Pools(source, fonts, train, np.zeros((K, 3)), np.zeros(K))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_character_is_known_and_scored(pools: Pools, kind: str) -> None:
+    case = make_case(pools, "soseki", Shift(kind), split=0)
+    assert len(case.stage_1) == LABELLED if kind != "frequencies" else len(case.stage_1) > 500
+    known = set(case.stage_1.character) | set(case.source.character)
+    assert not set(case.stage_1.character) & set(case.source.character)
+    assert set(case.tests) == {*TARGET_FONTS, SOURCE}
+    for name, domain in case.tests.items():
+        assert not known & set(domain.character.tolist()), name
+        assert len(case.few[name]) == FEW
+        if name != SOURCE:  # of a source character all typefaces are one draw
+            assert not set(case.few[name].character) & set(domain.character)
+
+
+def test_all_networks_and_runs_have_the_same_rows(pools: Pools) -> None:
+    first, second = (make_case(pools, "seto", Shift("habits"), split=1) for _ in range(2))
+    np.testing.assert_array_equal(first.stage_1.Y, second.stage_1.Y)
+    for name in first.tests:
+        np.testing.assert_array_equal(first.tests[name].Y, second.tests[name].Y)
+        np.testing.assert_array_equal(first.tests[name].character, second.tests[name].character)
+    other = make_case(pools, "seto", Shift("habits"), split=0)
+    assert not np.array_equal(first.stage_1.character, other.stage_1.character)
+
+
+def whole(domain: Domain) -> dict[int, np.ndarray]:
+    """What is true of each character."""
+    return dict(zip(domain.character.tolist(), domain.Y, strict=True))
+
+
+def kept(labelled: Domain, truth: dict[int, np.ndarray]) -> np.ndarray:
+    """Share of each component that the annotator has not left out; he adds none."""
+    everything = np.array([truth[c] for c in labelled.character.tolist()])
+    assert not (labelled.Y & ~everything).any()
+    share: np.ndarray = labelled.Y.sum(0) / np.maximum(everything.sum(0), 1)
+    return share
+
+
+def test_habits_leave_out_labels_and_differ_between_domains(pools: Pools) -> None:
+    case = make_case(pools, "seto", Shift("habits"), split=0)
+    at_home = whole(pools.source)
+    np.testing.assert_array_equal(kept(case.source, at_home), 1)
+    shares = {
+        name: kept(domain, at_home if name == SOURCE else whole(pools.fonts[name]))
+        for name, domain in case.tests.items()
+    }
+    assert all(share.min() < 0.7 for share in shares.values())
+    assert np.abs(shares["gyosho"] - shares["yozfont"]).max() > 0.2
+    own = kept(case.stage_1, whole(pools.fonts["seto"]))
+    np.testing.assert_allclose(own, shares["seto"], atol=0.2)  # one annotator for one domain
+
+
+def test_frequencies_move_by_a_factor_and_labels_stay_true(pools: Pools) -> None:
+    case = make_case(pools, "seto", Shift("frequencies"), split=0)
+    rates = pools.fonts["seto"].Y.mean(0)
+    ratio = case.tests["gyosho"].Y.mean(0) / rates
+    assert ratio.max() / ratio.min() > 2
+    np.testing.assert_array_equal(kept(case.tests["gyosho"], whole(pools.fonts["gyosho"])), 1)
+
+
+def test_networks_are_averaged_and_cells_summed_up() -> None:
+    parts = [Method("cut", np.full((2, 2), v), {"a": np.full((3, 2), v)}, v) for v in (0.2, 0.6)]
+    blend = _average(parts)
+    assert blend.known is not None
+    np.testing.assert_allclose(blend.known, 0.4)
+    np.testing.assert_allclose(blend.tests["a"], 0.4)
+    assert _group("gyosho", "gyosho") == "Stage 1"
+    assert _group("gyosho", SOURCE) == "mild"
+    assert _group("seto", "gyosho") == "far from mild"
+    cell = {"shift": "none", "group": "far", "model": "m", "seconds": 1.0, "against_low": -0.1}
+    cells = [
+        cell | {"F2": 0.3, "gap": 0.5, "against_unadapted": 0.01, "against_high": 0.1},
+        cell | {"F2": 0.5, "gap": np.nan, "against_unadapted": -0.03, "against_high": -0.01},
+    ]
+    (row,) = summary(cells)
+    assert row["F2"] == pytest.approx(0.4)
+    assert (row["gap"], row["worst"]) == ("0.50", "-0.0300")
+    assert (row["surely worse"], row["surely better"]) == (1, 0)
