@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from heads.decisions import ExpectedFBeta, GlobalThreshold, PerClassThreshold
     from heads.domains import TwoDomainCV
     from heads.folds import MultilabelGroupKFold
+    from heads.galleries import gallery
+    from heads.labeltable import label_table
     from heads.logistic import DropoutLogistic, DropoutLogisticCV
     from heads.metrics import bootstrap_interval, fbeta_per_image, mean_fbeta
     from heads.nested import cross_val_fbeta
@@ -36,6 +38,8 @@ _HOMES = {
     "bootstrap_interval": "metrics",
     "cross_val_fbeta": "nested",
     "fbeta_per_image": "metrics",
+    "gallery": "galleries",
+    "label_table": "labeltable",
     "mean_fbeta": "metrics",
     "reliability": "calibration",
 }
@@ -57,6 +61,8 @@ __all__ = [
     "bootstrap_interval",
     "cross_val_fbeta",
     "fbeta_per_image",
+    "gallery",
+    "label_table",
     "mean_fbeta",
     "reliability",
 ]
