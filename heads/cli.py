@@ -1,4 +1,4 @@
-"""The command ``heads``: fit, blend, predict, score."""
+"""The command ``heads``: fit, blend, predict, score, report."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from heads import commands
 from heads.chain import described
 from heads.commands import BlendConfig, FitConfig
 from heads.decisions import Decision
+from heads.report import ReportConfig, report
 
 EPILOG = """examples:
   heads fit caches/stage_1/resnet101.h5 --out heads/resnet101.h5
@@ -20,6 +21,7 @@ EPILOG = """examples:
   heads blend heads/*.h5 --out blend.h5
   heads predict blend.h5 --caches caches/stage_2 --out submission.csv
   heads score submission.csv --labels solution.csv
+  heads report blend.h5 --images stage_1/ --out report.html
 """
 
 
@@ -78,6 +80,10 @@ def _score(arguments: argparse.Namespace) -> None:
     )
 
 
+def _report(arguments: argparse.Namespace) -> None:
+    print(report(from_arguments(ReportConfig, arguments, content=arguments.content)))
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = Parser(
@@ -118,6 +124,9 @@ def parser() -> argparse.ArgumentParser:
         "--labels", action="append", required=True, metavar="CSV", help="the truth; repeat it"
     )
     score.add_argument("--beta", type=float, default=2.0, help="of F-beta (default: %(default)s)")
+    page = verb("report", _report, "write a page on a blend: what it is worth, why, and of what")
+    page.add_argument("content", metavar="BLEND.h5", help="a blend or a head")
+    add_options(page, ReportConfig)
     return top
 
 

@@ -88,7 +88,7 @@ class Gallery:
         score = f"F{self.beta:g} {picture.score:.2f}, expected {picture.expected:.2f}"
         return element(
             "li",
-            url is not None and element("img", src=url, alt=f"image {picture.id}", loading="lazy"),
+            url is not None and element("img", src=url, alt=f"image {picture.id}"),
             element("div", picture.id, class_="id"),
             element("div", score),
             element("dl", *rows),

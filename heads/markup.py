@@ -64,9 +64,14 @@ def shown(value: object) -> str:
 
 
 def _cell(value: object) -> Markup:
-    if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
-        return element("td", shown(value), class_="number", data_sort=float(value))
+    if _is_number(value):
+        number: Any = value
+        return element("td", shown(value), class_="number", data_sort=float(number))
     return element("td", value if isinstance(value, Markup) else shown(value))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
 def table(caption: str, columns: Mapping[str, Any], *, filterable: bool | None = None) -> Markup:
@@ -82,17 +87,22 @@ def table(caption: str, columns: Mapping[str, Any], *, filterable: bool | None =
     filterable : bool, optional
         Whether there is a box to filter rows by; None: from 8 rows on.
     """
-    heads = [element("th", name, scope="col") for name in columns]
     rows = [element("tr", *map(_cell, row)) for row in zip(*columns.values(), strict=True)]
+    heads = [
+        element("th", name, scope="col", class_=any(map(_is_number, values)) and "number")
+        for name, values in columns.items()
+    ]
     long = len(rows) >= 8 if filterable is None else filterable
     inner = element(
         "table",
-        element("caption", caption),
         element("thead", element("tr", *heads)),
         element("tbody", *rows),
+        aria_label=caption,
     )
     box = element("div", inner, class_="scroll", tabindex=0, role="region", aria_label=caption)
-    return element("div", box, class_="sortable", data_filter=bool(long))
+    # Above the box and not a <caption> in it, which would be as wide as the widest row.
+    above = element("p", caption, class_="caption")
+    return element("div", above, box, class_="sortable", data_filter=bool(long))
 
 
 def in_notebook(content: Markup) -> Markup:

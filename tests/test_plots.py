@@ -240,6 +240,12 @@ def test_of_many_labels_both_ends_are_drawn(ax):
     np.testing.assert_allclose(drawn, np.r_[change[:3], change[-2:]])
 
 
+def test_labels_of_few_images_can_be_left_out(ax):
+    Y = np.array([[1, 1], [1, 0], [0, 0]])
+    display = LabelChangeDisplay.from_predictions(Y, -Y, 1.0 * Y, min_count=2, ax=ax)
+    assert display.shown_.columns["label"].tolist() == [0]
+
+
 def test_change_needs_both_sides_and_a_known_measure(ax):
     Y = np.eye(3)
     with pytest.raises(ValueError, match="before and after"):

@@ -43,7 +43,8 @@
 
   const makeFilterable = (box, table) => {
     const rows = Array.from(table.tBodies[0].rows);
-    const texts = rows.map((row) => row.textContent.toLowerCase());
+    const named = (row) => Array.from(row.cells).filter((c) => c.dataset.sort === undefined);
+    const texts = rows.map((row) => named(row).map((c) => c.textContent).join(" ").toLowerCase());
     const label = document.createElement("label");
     const input = document.createElement("input");
     const status = document.createElement("span");
@@ -53,7 +54,7 @@
     const bar = document.createElement("div");
     bar.className = "filter";
     bar.append(label, status);
-    box.prepend(bar);
+    box.querySelector(".scroll").before(bar);
     const apply = () => {
       const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
       let count = 0;

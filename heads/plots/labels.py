@@ -25,6 +25,8 @@ class LabelChangeDisplay(Display):
         Average precision, or the contribution to the mean F-beta per image.
     max_labels : int
         That many at most: half of them from either end.
+    min_count : int
+        Labels with fewer images are left out: theirs change most, by chance.
 
     Attributes
     ----------
@@ -38,10 +40,13 @@ class LabelChangeDisplay(Display):
     before_: Any
     after_: Any
 
-    def __init__(self, table: LabelTable, *, measure: str = "AP", max_labels: int = 30) -> None:
+    def __init__(
+        self, table: LabelTable, *, measure: str = "AP", max_labels: int = 30, min_count: int = 1
+    ) -> None:
         self.table = table
         self.measure = measure
         self.max_labels = max_labels
+        self.min_count = min_count
 
     @classmethod
     def from_predictions(
@@ -52,12 +57,13 @@ class LabelChangeDisplay(Display):
         *,
         measure: str = "AP",
         max_labels: int = 30,
+        min_count: int = 1,
         ax: Any = None,
         **more: Any,
     ) -> LabelChangeDisplay:
         """Of scores without and with adaptation; `more` goes to :func:`heads.label_table`."""
         table = label_table(Y, P_before, P_after, **more)
-        return cls(table, measure=measure, max_labels=max_labels).plot(ax)
+        return cls(table, measure=measure, max_labels=max_labels, min_count=min_count).plot(ax)
 
     def plot(self, ax: Any = None) -> LabelChangeDisplay:
         """Draw it.
@@ -92,7 +98,7 @@ class LabelChangeDisplay(Display):
         """Labels with a change, sorted by it; the middle left out if there are too many."""
         table = self.table.sort(f"{self.measure} change")
         change = table.columns[f"{self.measure} change"]
-        kept = np.flatnonzero(~np.isnan(change))
+        kept = np.flatnonzero(~np.isnan(change) & (table.columns["target"] >= self.min_count))
         if len(kept) > self.max_labels:
             top = (self.max_labels + 1) // 2
             kept = np.r_[kept[:top], kept[len(kept) - (self.max_labels - top) :]]
