@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from featcache import __version__
 from featcache.cache import FeatureCache
 from featcache.cacheset import CacheSet
-from featcache.console import Parser, add_options, from_arguments, run
-from featcache.errors import MissingExtra
+from featcache.console import Parser, add_options, from_arguments, run, with_torch
 from featcache.settings import ExtractionConfig, ImportConfig, MergeConfig, TrainingConfig
 from featcache.summary import summary
 
@@ -27,26 +26,15 @@ EPILOG = """examples:
 """
 
 
-def _with_torch() -> None:
-    """Say in one line what is missing; let modules of the user's own be found from here."""
-    for package in ("torch", "torchvision", "timm", "PIL", "safetensors"):
-        try:
-            __import__(package)
-        except ModuleNotFoundError as error:
-            raise MissingExtra(package, "extract") from error
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-
-
 def _train(arguments: argparse.Namespace) -> None:
-    _with_torch()
+    with_torch()
     from featcache.training import train
 
     train(from_arguments(TrainingConfig, arguments))
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    _with_torch()
+    with_torch()
     from featcache.importing import import_checkpoint
 
     done = import_checkpoint(from_arguments(ImportConfig, arguments))
@@ -65,7 +53,7 @@ def _channels(values: Sequence[float]) -> str:
 
 
 def _extract(arguments: argparse.Namespace) -> None:
-    _with_torch()
+    with_torch()
     from featcache.extraction import extract
 
     path = extract(from_arguments(ExtractionConfig, arguments))

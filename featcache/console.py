@@ -32,6 +32,17 @@ _REDRAW_SECONDS = 0.25
 _QUIET_SECONDS = 60.0
 
 
+def with_torch() -> None:
+    """Say in one line what is missing; let modules of the user's own be found from here."""
+    for package in ("torch", "torchvision", "timm", "PIL", "safetensors"):
+        try:
+            __import__(package)
+        except ModuleNotFoundError as error:
+            raise MissingExtra(package, "extract") from error
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
 def option(default: Any, help: str, **extra: Any) -> Any:
     """A dataclass field that is a command-line option as well; extra goes to argparse."""
     metadata = {"help": help, "argparse": extra}

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from heads.decisions import ExpectedFBeta, GlobalThreshold, PerClassThreshold
     from heads.domains import TwoDomainCV
     from heads.folds import MultilabelGroupKFold
+    from heads.galleries import gallery
+    from heads.labeltable import label_table
     from heads.logistic import DropoutLogistic, DropoutLogisticCV
     from heads.metrics import bootstrap_interval, fbeta_per_image, mean_fbeta
     from heads.nested import cross_val_fbeta
@@ -40,6 +42,8 @@ _HOMES = {
     "bootstrap_interval": "metrics",
     "cross_val_fbeta": "nested",
     "fbeta_per_image": "metrics",
+    "gallery": "galleries",
+    "label_table": "labeltable",
     "mean_fbeta": "metrics",
     "reliability": "calibration",
 }
@@ -63,6 +67,8 @@ __all__ = [
     "bootstrap_interval",
     "cross_val_fbeta",
     "fbeta_per_image",
+    "gallery",
+    "label_table",
     "mean_fbeta",
     "reliability",
 ]

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import issparse
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from heads.markup import Markup
+from heads.results import ShowsResults, rates_table
 from heads.training import (
     TrainingSet,
     check_binary_target,
@@ -21,7 +23,7 @@ from heads.training import (
 )
 
 
-class LinearHead(ClassifierMixin, BaseEstimator, ABC):
+class LinearHead(ClassifierMixin, ShowsResults, ABC):
     """A linear classifier of several labels, each yes or no, or of one binary target.
 
     Subclasses give `_fit` and `_probability`.
@@ -151,6 +153,9 @@ class LinearHead(ClassifierMixin, BaseEstimator, ABC):
         """Labels with P >= 1/2 as (n, K) zeros and ones; (n,) classes of a binary target."""
         positive = self._probability(self._means(X)) >= 0.5
         return self.classes_[positive[:, 0].astype(int)] if self._binary else positive.astype(int)
+
+    def _results(self) -> list[Markup]:
+        return rates_table(self)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

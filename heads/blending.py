@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.special import expit, logit
-from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from heads.decisions import GlobalThreshold, best_global_threshold
 from heads.inputs import Matrix, check_scores, check_truth
+from heads.markup import Markup
+from heads.results import ShowsResults, weights_table
 
 _TINY = 1e-6  # probabilities are kept this far from 0 and 1 before taking logits
 _SIMPLEX_STEPS = 300
@@ -19,7 +20,7 @@ _SIMPLEX_TOL = 1e-6  # of the loss
 _SMALLEST_RATE = 1e-6  # of the first one; steps that short drown in rounding
 
 
-class Blend(BaseEstimator):
+class Blend(ShowsResults):
     """A weighted average of models' probabilities, cut at its best global threshold.
 
     Parameters
@@ -137,6 +138,9 @@ class Blend(BaseEstimator):
         """Label sets of the blended probabilities; bool CSR (n, K)."""
         cut = GlobalThreshold.at(self.threshold_, self.n_features_in_)
         return cut.predict(self.predict_proba(P))
+
+    def _results(self) -> list[Markup]:
+        return weights_table(self)
 
     def _space(self, p: np.ndarray) -> np.ndarray:
         if self.average == "probability":

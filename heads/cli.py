@@ -1,4 +1,4 @@
-"""The command ``heads``: fit, adapt, blend, predict, score."""
+"""The command ``heads``: fit, adapt, blend, predict, score, export, report."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from heads import adapting, commands
 from heads.adapting import AdaptConfig
 from heads.chain import described
 from heads.commands import BlendConfig, FitConfig
+from heads.exporting import ExportConfig, export
+from heads.report import ReportConfig, report
 from heads.storage import Head, StoredBlend
 
 EPILOG = """examples:
@@ -23,6 +25,8 @@ EPILOG = """examples:
   heads blend heads/*.h5 --out blend.h5
   heads predict blend.h5 --caches caches/stage_2 --out submission.csv
   heads score submission.csv --labels solution.csv
+  heads export heads/resnet101.h5 --run runs/resnet101 --out model.onnx
+  heads report blend.h5 --images stage_1/ --out report.html
 """
 
 
@@ -103,6 +107,20 @@ def _score(arguments: argparse.Namespace) -> None:
     )
 
 
+def _report(arguments: argparse.Namespace) -> None:
+    print(report(from_arguments(ReportConfig, arguments, content=arguments.content)))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    done = export(from_arguments(ExportConfig, arguments, content=arguments.content))
+    print(f"{done.path}: pixels to probabilities and labels, decided by a threshold")
+    if not done.exact:
+        print(
+            f"note: the head itself decides by {done.decision}, which a network cannot hold; fit "
+            "it with --decision global for a file that chooses the same labels"
+        )
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = Parser(
@@ -155,6 +173,12 @@ def parser() -> argparse.ArgumentParser:
         "--labels", action="append", required=True, metavar="CSV", help="the truth; repeat it"
     )
     score.add_argument("--beta", type=float, default=2.0, help="of F-beta (default: %(default)s)")
+    exported = verb("export", _export, "put a head back into its network, as torch or ONNX")
+    exported.add_argument("content", metavar="HEAD.h5", help="a file of `heads fit`")
+    add_options(exported, ExportConfig)
+    page = verb("report", _report, "write a page on a blend: what it is worth, why, and of what")
+    page.add_argument("content", metavar="BLEND.h5", help="a blend or a head")
+    add_options(page, ReportConfig)
     return top
 
 

@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix, issparse, vstack
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from heads.decisions import best_global_threshold
 from heads.inputs import check_truth
+from heads.markup import Markup
+from heads.results import ShowsResults, pareto_table
 
 
-class TwoDomainCV(BaseEstimator):
+class TwoDomainCV(ShowsResults):
     """A cross-validated head fitted on target rows and down-weighted source rows.
 
     For each weight w the head is fitted on all rows, a source row counting
@@ -161,6 +163,9 @@ class TwoDomainCV(BaseEstimator):
         check_is_fitted(self, "estimator_")
         probability: np.ndarray = self.estimator_.predict_proba(X)
         return probability
+
+    def _results(self) -> list[Markup]:
+        return pareto_table(self)
 
 
 def _score(P: np.ndarray, Y: Any, mask: Any, beta: float) -> float:

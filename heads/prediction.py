@@ -110,14 +110,8 @@ class Predictor:
                 yield scores[0]
 
     def rule(self) -> Decision:
-        """The rule that goes with the content; files of old have a global threshold alone."""
-        if self.content.decision is not None:
-            return self.content.decision
-        if isinstance(self.content, StoredBlend):
-            threshold = self.content.blend.threshold_
-        else:
-            threshold = self.content.provenance["threshold"]
-        return GlobalThreshold.at(threshold, len(self.classes))
+        """The rule that goes with the content."""
+        return rule_of(self.content)
 
     def predict_proba(self) -> np.ndarray:
         """(n, K) probabilities."""
@@ -143,6 +137,15 @@ class Predictor:
             self.classes[chosen.indices[a:b]].tolist()
             for a, b in zip(chosen.indptr, chosen.indptr[1:], strict=False)
         ]
+
+
+def rule_of(content: Head | StoredBlend) -> Decision:
+    """The rule that a head or blend decides by; files of old have a global threshold alone."""
+    if content.decision is not None:
+        return content.decision
+    if isinstance(content, StoredBlend):
+        return GlobalThreshold.at(content.blend.threshold_, content.blend.n_features_in_)
+    return GlobalThreshold.at(content.provenance["threshold"], len(content.classes))
 
 
 def _for_domain(model: Head, cache: FeatureCache, strict: bool) -> Any:

@@ -1,0 +1,141 @@
+"""How does a stored head go back into its network?
+
+What the head says as arrays is known here; the network and torch are ``featcache.exporting``'s,
+which is imported when it is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcache.cacheset import short
+from featcache.console import command_line, option, required, with_torch
+from heads.calibration import PlattScaling
+from heads.chain import described
+from heads.decisions import Decision, GlobalThreshold, PerClassThreshold
+from heads.dropout import rho_from_dropout
+from heads.logistic import DropoutLogistic, DropoutLogisticCV
+from heads.ridge import DropoutRidge
+from heads.storage import Head, load, refuse_existing
+
+if TYPE_CHECKING:
+    from featcache.exporting import TunedHead
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What is put where; every field is an option of ``heads export``."""
+
+    content: str
+    run: str = required("folder of the network that the head was fitted on", metavar="RUN")
+    out: str = required("torch program (.pt) or ONNX (.onnx)", metavar="model.pt|model.onnx")
+    overwrite: bool = option(False, "replace an existing file")
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written.
+
+    Attributes
+    ----------
+    path : Path
+    threshold : float or (K,)
+        That labels are chosen by.
+    decision : str
+        The head's own rule.
+    exact : bool
+        Whether the threshold is that rule. Label sets of the highest expected F-beta are no
+        cut; then the file chooses by the best cut, which the head keeps as well.
+    """
+
+    path: Path
+    threshold: float | np.ndarray
+    decision: str
+    exact: bool
+
+
+def export(config: ExportConfig) -> Export:
+    """Write the network with the tuned head as its last layer.
+
+    Its probabilities are those of the head on the plain view of an image (view 0 of a cache), whose
+    features a cache rounds to float16.
+
+    Raises
+    ------
+    ValueError
+        If the file is no head, or not of that run's network.
+    MissingExtra
+        If torch, or for ONNX what writes it, is not installed.
+    """
+    refuse_existing(config.out, config.overwrite)
+    head = load(config.content)
+    if not isinstance(head, Head):
+        raise ValueError(f"{config.content}: is a blend; export its heads one by one")
+    threshold, exact = cut_of(head)
+    with_torch()
+    from featcache.exporting import own_layer, put_back, write_program
+    from featcache.runs import Run
+
+    run = Run.open(config.run)
+    network = run.load_network()
+    own = own_layer(run, network)
+    if head.network_id != own.network_id:
+        raise ValueError(
+            f"{config.run}: is network {short(own.network_id)}, but {config.content} was fitted on "
+            f"network {short(head.network_id)}; give the run that its caches were extracted with"
+        )
+    head.complete(own.weight)
+    exported = put_back(run, network, tuned(head, threshold))
+    decision = "by the threshold" if head.decision is None else described(head.decision)
+    about = {
+        "classes": head.classes.tolist(),
+        "network_id": own.network_id,
+        "decision of the head": decision,
+        "chosen as the head does": exact,
+        "command": command_line("heads export", config, config.content),
+    }
+    path = write_program(exported, config.out, about, head.names)
+    return Export(path, threshold, decision, exact)
+
+
+def cut_of(head: Head) -> tuple[float | np.ndarray, bool]:
+    """The threshold (one, or one a class) to choose labels by, and whether the head does so, too.
+
+    Raises
+    ------
+    ValueError
+        If the head has none.
+    """
+    rule: Decision | None = head.decision
+    if isinstance(rule, (GlobalThreshold, PerClassThreshold)):
+        free = rule.min_labels == 0 and rule.max_labels is None
+        if isinstance(rule, PerClassThreshold):
+            return rule.thresholds_, free
+        return rule.threshold_, free
+    if "threshold" not in head.provenance:
+        raise ValueError("the head has no threshold to cut at; make it with `heads fit`")
+    return float(head.provenance["threshold"]), rule is None
+
+
+def tuned(head: Head, threshold: float | np.ndarray) -> TunedHead:
+    """The arrays that make a head's probabilities; see :class:`featcache.exporting.TunedHead`."""
+    from featcache.exporting import TunedHead
+
+    estimator: Any = head.estimator
+    extra: dict[str, Any] = {}
+    if isinstance(estimator, (DropoutLogistic, DropoutLogisticCV)):
+        change = estimator.coef_
+        if estimator.coef_init_ is not None:
+            change = change - estimator.coef_init_
+        rho = np.broadcast_to(rho_from_dropout(estimator.dropout_), len(change))
+        extra["variance"] = change**2 * rho[:, None]
+    elif isinstance(estimator, DropoutRidge):
+        extra["clipped"] = True
+    else:
+        scaling: PlattScaling = estimator.calibration_
+        extra |= {"slope": scaling.slope, "intercept": scaling.intercept}
+    return TunedHead(estimator.coef_, estimator.intercept_, threshold, head.classes, **extra)

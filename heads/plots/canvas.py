@@ -1,0 +1,56 @@
+"""What do all displays share: axes to draw on, colours, and names that are only shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+# Told apart in print and by those who see few colours: Okabe and Ito (2008).
+BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#888888"
+
+
+class Display:
+    """Numbers that can be drawn; subclasses give ``plot``.
+
+    Attributes
+    ----------
+    ax_, figure_
+        Where it was drawn last.
+    """
+
+    ax_: Any
+    figure_: Any
+
+    def _on(self, ax: Any, height: float = 4.0) -> Any:
+        """The axes to draw on: those given, or new ones."""
+        if ax is None:
+            try:
+                from matplotlib import pyplot
+            except ModuleNotFoundError as error:
+                raise ModuleNotFoundError(
+                    "pictures need matplotlib: pip install 'featcache-heads[report]'"
+                ) from error
+            ax = pyplot.subplots(figsize=(6.0, height), layout="constrained")[1]
+        self.ax_, self.figure_ = ax, ax.figure
+        return ax
+
+
+def plain(name: object) -> str:
+    """A name as text to draw; matplotlib would read what is between dollars as a formula."""
+    return str(name).replace("$", r"\$")
+
+
+def shortened(name: object, length: int = 28) -> str:
+    """A name with its middle left out where it is long."""
+    text = str(name)
+    if len(text) > length:
+        text = f"{text[: length // 2 - 1]}…{text[-(length - length // 2) :]}"
+    return plain(text)
+
+
+def named_rows(ax: Any, names: Sequence[object]) -> None:
+    """A name at each whole number of the y axis, the first on top."""
+    ax.set_yticks(np.arange(len(names)), [shortened(name) for name in names])
+    ax.set_ylim(len(names) - 0.5, -0.5)

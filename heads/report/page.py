@@ -1,0 +1,281 @@
+"""The page itself: summary, pictures, tables, gallery, provenance."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache import __version__
+from heads.chain import described
+from heads.galleries import gallery
+from heads.labeltable import LabelTable, label_table
+from heads.markup import Markup, asset, element, joined, table
+from heads.metrics import bootstrap_interval, paired_bootstrap_interval
+from heads.report.contents import TARGET, Contents
+from heads.report.pictures import pictures
+
+_LABEL_ROWS = 1000
+
+
+def page(found: Contents, title: str, images: str, count: int) -> str:
+    """The whole HTML document."""
+    labels = label_table(
+        found.oof.Y,
+        found.oof.proba if found.unadapted is None else found.unadapted.proba,
+        None if found.unadapted is None else found.oof.proba,
+        names=found.class_names,
+        Y_source=found.source_Y,
+        beta=found.beta,
+        mask=found.oof.mask,
+        missed=found.oof.missed,
+    )
+    sections = {
+        "Summary": _summary(found),
+        "Pictures": _pictures(found, labels),
+        "Models": _models(found),
+        "Labels": _labels(labels),
+        "Images": _images(found, images, count),
+        "Provenance": _provenance(found),
+    }
+    return _document(title or Path(found.path).name, sections)
+
+
+def _document(title: str, sections: Mapping[str, Markup]) -> str:
+    script = asset("tables.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    # Even if text should become markup by a mistake of ours, nothing in it may run or load.
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+    anchors = {name: name.lower() for name in sections}
+    links = [element("li", element("a", name, href=f"#{at}")) for name, at in anchors.items()]
+    parts = [
+        element(
+            "section", element("h2", name, id=anchors[name]), body, aria_labelledby=anchors[name]
+        )
+        for name, body in sections.items()
+    ]
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", title),
+        element("style", Markup(asset("page.css")), Markup(asset("parts.css"))),
+    )
+    body = element(
+        "body",
+        element("a", "Skip to the summary", href="#summary", class_="skip"),
+        element("header", element("h1", title), element("nav", element("ul", *links))),
+        element("main", *parts),
+        element("footer", f"Written by heads {__version__}. This page loads nothing."),
+        element("script", Markup(script)),
+    )
+    return "<!DOCTYPE html>\n" + element("html", head, body, lang="en") + "\n"
+
+
+# ------------------------------------------------------------------------- summary
+
+
+def _summary(found: Contents) -> Markup:
+    score, oof, F = found.score, found.oof, f"F{found.beta:g}"
+    tiles = [
+        _tile(
+            f"Mean {F} per image",
+            f"{score.score:.3f}",
+            f"95 % interval {score.low:.3f} to {score.high:.3f}, {len(oof.ids):,} labelled images",
+        )
+    ]
+    if found.unadapted is not None:
+        before = found.unadapted.fbeta
+        low, high = paired_bootstrap_interval(score.fbeta, before)
+        origin = "validation images" if found.unadapted.from_source else "these images"
+        tiles += [
+            _tile(
+                "Without adaptation",
+                f"{before.mean():.3f}",
+                "95 % interval {:.3f} to {:.3f}, ".format(*bootstrap_interval(before))
+                + f"cut chosen on {origin}",
+            ),
+            _tile(
+                "Gain",
+                f"{score.score - before.mean():+.3f}",
+                f"95 % interval {low:+.3f} to {high:+.3f}, image by image",
+            ),
+        ]
+    networks = {model.network_id for model in found.models}
+    plural = "s" * (len(networks) != 1)
+    tiles.append(
+        _tile("Models", f"{len(found.models)}", f"heads of {len(networks)} network{plural}")
+    )
+    true = np.diff(oof.Y.indptr) + oof.missed
+    chosen = np.diff(score.sets.indptr)
+    tiles.append(
+        _tile(
+            "Labels an image",
+            f"{chosen.mean():.2f}",
+            f"predicted; {true.mean():.2f} are true. {np.count_nonzero(chosen == 0):,} images get "
+            "none",
+        )
+    )
+    return joined([element("div", *tiles, class_="tiles"), element("ul", *_remarks(found))])
+
+
+def _tile(name: str, value: str, words: str) -> Markup:
+    return element(
+        "div",
+        element("h3", name),
+        element("p", value, class_="figure"),
+        element("p", words, class_="words"),
+        class_="tile",
+    )
+
+
+def _remarks(found: Contents) -> list[Markup]:
+    """What one must know to read the figures."""
+    texts = [
+        f"Label sets are decided by {described(found.rule)}.",
+        "Every score is out of fold: neither the heads nor the decision had seen the labels of the "
+        "images that they are scored on.",
+    ]
+    if found.blend is not None:
+        nested = found.content.provenance.get("nested_score")
+        texts.append(
+            "The weights of the blend were chosen on these images, so that the figure is a little "
+            "optimistic"
+            + (f"; with the choice repeated inside folds it is {nested:.3f}." if nested else ".")
+        )
+    missed = int(found.oof.missed.sum())
+    if missed:
+        texts.append(f"{missed:,} true labels are outside the classes and count as missed.")
+    if found.unadapted is None:
+        texts.append(
+            "No comparison with the unadapted networks: that needs caches of the labelled images "
+            "with the networks' last layers; pass --caches."
+        )
+    for name, model in zip(found.names, found.models, strict=True):
+        texts += [f"{name}: {note}" for note in model.provenance.get("warnings", [])]
+    return [element("li", text) for text in texts]
+
+
+# ------------------------------------------------------------------------ sections
+
+
+def _pictures(found: Contents, labels: LabelTable) -> Markup:
+    chosen = pictures(found, labels)
+    figures = [picture.markup(number) for number, picture in enumerate(chosen)]
+    return element("div", *figures, class_="figures")
+
+
+def _models(found: Contents) -> Markup:
+    facts = [model.provenance for model in found.models]
+    columns: dict[str, list[Any]] = {
+        "model": list(found.names),
+        "network": [found.network(model) for model in found.models],
+        "weight": found.weights.tolist(),
+        "method": [str(f.get("method", "")) for f in facts],
+        "dropout": [_rate(model) for model in found.models],
+        "out-of-fold score": [float(f.get("score", np.nan)) for f in facts],
+        "weight of the source": [float(f.get("source_weight", np.nan)) for f in facts],
+        "score on the source": [float(f.get("source_score", np.nan)) for f in facts],
+        "features": [model.estimator.n_features_in_ for model in found.models],
+    }
+    return table(
+        f"The models by themselves; scores at their own best cuts (mean F{found.beta:g})",
+        columns,
+        filterable=len(found.models) > 5,
+    )
+
+
+def _rate(model: Any) -> float:
+    rate = np.asarray(model.estimator.dropout_)
+    return float(rate) if rate.ndim == 0 else float(rate.mean())
+
+
+def _labels(labels: LabelTable) -> Markup:
+    """Labels that occur, those first that contribute most."""
+    last = "F after" if "F after" in labels.columns else "F before"
+    ordered = labels.sort(last)
+    seen = np.flatnonzero(ordered.columns["target"] > 0)
+    columns = {key: values[seen[:_LABEL_ROWS]] for key, values in ordered.columns.items()}
+    del columns["label"]
+    named = {"source": "images, source", "target": "images, target"}
+    if last == "F before":  # there is only one side: these are the adapted heads
+        named |= {"AP before": "AP", "F before": f"F{labels.beta:g}"}
+    caption = f"{len(seen):,} of {len(labels):,} labels have a labelled image"
+    if len(seen) > _LABEL_ROWS:
+        caption += f"; the {_LABEL_ROWS:,} that contribute most are shown"
+    caption += f". F: contribution to the mean F{labels.beta:g}. AP: average precision"
+    return table(caption, {named.get(key, key): values for key, values in columns.items()})
+
+
+def _images(found: Contents, images: str, count: int) -> Markup:
+    oof = found.oof
+    shown = gallery(
+        oof.ids,
+        oof.Y,
+        oof.proba,
+        images or None,
+        names=found.class_names,
+        sets=found.score.sets,
+        beta=found.beta,
+        count=count,
+        mask=oof.mask,
+        missed=oof.missed,
+    )
+    words = (
+        "Right labels are bold, missed ones underlined, wrongly predicted ones struck through. "
+        "Sure means: the probabilities promise a high score."
+    )
+    if not images:
+        words += " Pass --images to see the images themselves."
+    return joined([element("p", words), shown.markup()])
+
+
+def _provenance(found: Contents) -> Markup:
+    facts = found.content.provenance
+    rows = [(used, used.cache) for used in found.used]
+    columns = {
+        "cache": [used.path for used, _ in rows],
+        "of": [used.role for used, _ in rows],
+        "network": [c.network_name if c else "not found there" for _, c in rows],
+        "id": [(c.network_id or "")[:12] if c else "" for _, c in rows],
+        "images": [len(c) if c else "" for _, c in rows],
+        "unreadable": [int(np.count_nonzero(~c.valid)) if c else "" for _, c in rows],
+        "views": [c.shape[1] if c else "" for _, c in rows],
+        "models": [", ".join(used.models) for used, _ in rows],
+    }
+    parts = [
+        element("h3", "Made by"),
+        element("pre", str(facts.get("command", "not recorded")), tabindex=0),
+        element("p", ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items())),
+        element("h3", "Caches"),
+        table("Caches that the heads were fitted on", columns),
+    ]
+    for used, cache in rows:
+        if cache is not None:
+            whole = json.dumps(dict(cache.provenance), indent=1, ensure_ascii=False, default=str)
+            name = f"Provenance of {used.path}"
+            parts.append(
+                element("details", element("summary", name), element("pre", whole, tabindex=0))
+            )
+    heads = [str(model.provenance.get("command", "not recorded")) for model in found.models]
+    listing = "\n".join(heads)
+    parts.append(
+        element(
+            "details",
+            element("summary", f"Commands of the {len(heads)} heads"),
+            element("pre", listing, tabindex=0),
+        )
+    )
+    if not any(used.role == TARGET and cache is not None for used, cache in rows):
+        parts.append(element("p", "No cache of the labelled images was found; pass --caches."))
+    return joined(parts)
