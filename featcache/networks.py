@@ -47,7 +47,7 @@ class Facts:
 FACTS: dict[str, Facts] = {
     "pnasnet5large": Facts(4320, checkpointing=False, kwargs={"drop_rate": 0.5}),
     "nasnetalarge": Facts(4032, checkpointing=False, kwargs={"drop_rate": 0.5}),
-    "senet154": Facts(2048, channels_last=False, checkpointing=False, kwargs={"drop_rate": 0.2}),
+    "senet154": Facts(2048, channels_last=False, kwargs={"drop_rate": 0.2}),
     "resnet152": Facts(2048),
     "resnet101": Facts(2048),
     "densenet121": Facts(1024),

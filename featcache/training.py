@@ -241,7 +241,8 @@ class Trainer(Learner):
         raise Interrupted(
             f"stopped at step {self.done:,} of {self.config.epochs * self.steps:,}, checkpoint in "
             f"{self.path}; the same command{without} goes on from there",
-            0 if stop.terminated else 130,
+            # A batch system takes anything else for a failure. It may have told another process.
+            130 if stop.asked and not stop.terminated else 0,
         )
 
     def _end_epoch(self, progress: Progress, waiting: float) -> None:

@@ -6,6 +6,7 @@ nothing here does anything.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -55,7 +56,11 @@ class World:
         if self.size == 1:
             return network
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+        # From torch 2.14 on the option has another name, and the old one warns.
+        known = inspect.signature(DistributedDataParallel).parameters
+        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {option: False}
+        return DistributedDataParallel(network, device_ids=ids, **options)
 
     def without_exchange(self, network: nn.Module) -> Any:
         """A context for backward passes whose gradients only add up here."""
