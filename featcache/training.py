@@ -18,6 +18,7 @@ import torch
 from featcache import batches, runs
 from featcache.checkpoints import State, checkpoint, open_folder, write_log
 from featcache.console import Interrupted, Progress, StopRequest, duration
+from featcache.curves import can_draw, draw_curves
 from featcache.datasets import Data, load_data
 from featcache.errors import InputError, reason_of
 from featcache.journal import Lock
@@ -27,6 +28,8 @@ from featcache.networks import resolve_device
 from featcache.settings import TrainingConfig
 from featcache.updates import NotFinite
 from featcache.world import World, joined
+
+_SECONDS_BETWEEN_PICTURES = 60.0
 
 
 class Trainer(Learner):
@@ -50,6 +53,7 @@ class Trainer(Learner):
             factor=config.reduction,
             patience=config.patience,
         )
+        self._drawn = time.monotonic()
 
     def resolved(self) -> dict[str, Any]:
         """``config.json``: what was asked for and what it became on this machine."""
@@ -122,6 +126,7 @@ class Trainer(Learner):
         write_log(self.path, self.state)
         if evaluated:
             write_card(self.path, self.resolved(), self.data, self.network, self.state)
+            self._draw()
         state = checkpoint(
             self.state,
             network=self.network,
@@ -130,6 +135,13 @@ class Trainer(Learner):
             average=None if self.average is None else self.average.module,
         )
         runs.save_checkpoint(self.path / runs.CHECKPOINT, state)
+
+    def _draw(self) -> None:
+        """At the end, and before it not so often that short epochs would wait for pictures."""
+        due = self.state.finished or time.monotonic() - self._drawn > _SECONDS_BETWEEN_PICTURES
+        if due and can_draw():
+            draw_curves(self.path, self.state.log)
+            self._drawn = time.monotonic()
 
     def _refuse_broken_weights(self) -> None:
         # A finite loss can have gradients that are not.
