@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import csv
 import os
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -27,6 +26,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from featcache.atomic import replacing
+from featcache.entries import Entries
 from featcache.errors import InputError
 from featcache.labelfiles import (
     LIST_HEADER,
@@ -34,7 +34,6 @@ from featcache.labelfiles import (
     Malformed,
     first_row,
     read_class_table,
-    read_entries,
     read_lists,
     read_rows,
     shown,
@@ -259,17 +258,7 @@ def read_labels(
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not paths:
         raise InputError("no label file was given; name at least one")
-    entries = _Entries()
-    for path in paths:
-        entries.merge(*read_entries(path, entries.ids, entries.classes))
-    wanted = None if classes is None else read_classes(classes)
-    labels = entries.labels(wanted, unlisted)
-    if descriptions is None:
-        return labels
-    name_of = read_descriptions(descriptions)
-    return replace(
-        labels, names=np.array([name_of.get(c, c) for c in labels.classes.tolist()], dtype=np.str_)
-    )
+    return labels_of(Entries.read(paths), classes, descriptions, unlisted)
 
 
 def read_submission(path: str | os.PathLike[str]) -> Labels:
@@ -284,9 +273,9 @@ def read_submission(path: str | os.PathLike[str]) -> Labels:
             f"{path}, line {line}: expected the header 'image_id,labels' of a submission, "
             f"got {shown(header)}"
         )
-    entries = _Entries()
+    entries = Entries()
     entries.merge(*read_lists(path, rows, entries.ids, entries.classes))
-    return entries.labels(None, "negative")
+    return _matrices(entries, None, "negative")
 
 
 def read_classes(path: str | os.PathLike[str]) -> np.ndarray:
@@ -338,63 +327,50 @@ def _list_rows(
         yield name, " ".join(known)
 
 
-# ------------------------------------------------------------------- merging
+# ------------------------------------------------------------- entries to labels
 
 
-class _Entries:
-    """Labels of all files read so far: sorted, different keys with their confidences."""
+def labels_of(
+    entries: Entries,
+    classes: str | os.PathLike[str] | None = None,
+    descriptions: str | os.PathLike[str] | None = None,
+    unlisted: Unlisted = "negative",
+) -> Labels:
+    """Entries over the classes of a list, or the sorted positive ones; see :func:`read_labels`."""
+    labels = _matrices(entries, None if classes is None else read_classes(classes), unlisted)
+    if descriptions is None:
+        return labels
+    name_of = read_descriptions(descriptions)
+    return replace(
+        labels, names=np.array([name_of.get(c, c) for c in labels.classes.tolist()], dtype=np.str_)
+    )
 
-    def __init__(self) -> None:
-        self.ids = Codes("an image id")
-        self.classes = Codes("a class id", spaces=False)
-        self._keys = np.zeros(0, np.int64)  # image code << 32 | class code
-        self._confidences = np.zeros(0, np.float32)
 
-    def merge(self, images: array, labels: array, confidences: array) -> None:
-        """Add a file; what is there already stays, repeats within it keep the maximum."""
-        keys = np.frombuffer(images, np.int32).astype(np.int64)
-        keys <<= 32
-        keys |= np.frombuffer(labels, np.int32)
-        order = np.argsort(keys)
-        keys = keys[order]
-        starts = np.flatnonzero(np.diff(keys, prepend=-1))
-        if not len(starts):
-            return
-        values = np.maximum.reduceat(np.frombuffer(confidences, np.float32)[order], starts)
-        keys = np.concatenate([self._keys, keys[starts]])
-        values = np.concatenate([self._confidences, values])
-        order = np.argsort(keys, kind="stable")  # stable: the earlier file comes first
-        keys = keys[order]
-        first = np.diff(keys, prepend=-1) != 0
-        self._keys, self._confidences = keys[first], values[order[first]]
+def _matrices(entries: Entries, wanted: np.ndarray | None, unlisted: Unlisted) -> Labels:
+    columns, rows = entries.columns, entries.rows
+    positive = entries.confidences > 0
+    names = list(entries.classes)
+    if wanted is None:
+        used = np.unique(columns[positive]).tolist()
+        wanted = np.array(sorted(names[code] for code in used), dtype=np.str_)
+    position = {name: column for column, name in enumerate(wanted.tolist())}
+    column_of = np.array([position.get(name, -1) for name in names], np.int32)
+    columns = column_of[columns]
+    n, inside = len(entries.ids), columns >= 0
 
-    def labels(self, wanted: np.ndarray | None, unlisted: Unlisted) -> Labels:
-        """Close the reading; columns are `wanted` or the sorted positive classes."""
-        columns = self._keys.astype(np.int32)  # the low 32 bits
-        positive = self._confidences > 0
-        names = list(self.classes)
-        if wanted is None:
-            used = np.unique(columns[positive]).tolist()
-            wanted = np.array(sorted(names[code] for code in used), dtype=np.str_)
-        position = {name: column for column, name in enumerate(wanted.tolist())}
-        column_of = np.array([position.get(name, -1) for name in names], np.int32)
-        columns = column_of[columns]
-        rows = self._keys >> 32
-        n, inside = len(self.ids), columns >= 0
+    def matrix(chosen: np.ndarray, data: np.ndarray) -> csr_matrix:
+        counts = np.bincount(rows[chosen], minlength=n)
+        indptr = np.concatenate([[0], np.cumsum(counts)])
+        csr = csr_matrix((data[chosen], columns[chosen], indptr), shape=(n, len(wanted)))
+        csr.sort_indices()
+        return csr
 
-        def matrix(chosen: np.ndarray, data: np.ndarray) -> csr_matrix:
-            counts = np.bincount(rows[chosen], minlength=n)
-            indptr = np.concatenate([[0], np.cumsum(counts)])
-            csr = csr_matrix((data[chosen], columns[chosen], indptr), shape=(n, len(wanted)))
-            csr.sort_indices()
-            return csr
-
-        refuted = inside & ~positive
-        return Labels(
-            ids=list(self.ids),
-            classes=wanted,
-            positives=matrix(inside & positive, self._confidences),
-            negatives=matrix(refuted, np.ones_like(self._confidences)) if refuted.any() else None,
-            unlisted=unlisted,
-            outside=np.bincount(rows[~inside & positive], minlength=n),
-        )
+    refuted = inside & ~positive
+    return Labels(
+        ids=list(entries.ids),
+        classes=wanted,
+        positives=matrix(inside & positive, entries.confidences),
+        negatives=matrix(refuted, np.ones_like(entries.confidences)) if refuted.any() else None,
+        unlisted=unlisted,
+        outside=np.bincount(rows[~inside & positive], minlength=n),
+    )

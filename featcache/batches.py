@@ -6,9 +6,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from featcache.errors import InputError
 from featcache.images import ImageSet, UnreadableImage, decode
 from featcache.views import (
     Augmentation,
+    Photo,
     Preprocessing,
     Recipe,
     augmentation,
@@ -25,6 +26,8 @@ from featcache.views import (
     generator,
     to_array,
 )
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,13 @@ class Batch:
     def readable(self) -> np.ndarray:
         """(b,) bool."""
         return np.array([reason is None for reason in self.reasons])
+
+    def plain(self) -> tuple[np.ndarray, torch.Tensor]:
+        """Rows (b',) and first views (b', 3, size, size) of the images that could be read."""
+        readable = self.readable
+        if readable.all():  # no copy: from pinned memory a device fetches it by itself
+            return self.rows, self.pixels[:, 0]
+        return self.rows[readable], self.pixels[torch.from_numpy(readable), 0]
 
     def pin_memory(self) -> Batch:
         """Called by torch's loader, so that copies to a device need not wait for each other."""
@@ -85,19 +95,25 @@ class TrainingImages(Dataset[Item]):
     """Augmented images; an item is (epoch, row) and depends on (seed, epoch, image id) alone."""
 
     def __init__(
-        self, images: ImageSet, preprocessing: Preprocessing, augmentation_name: str, seed: int
+        self,
+        images: ImageSet,
+        preprocessing: Preprocessing,
+        augmentation_name: str,
+        seed: int,
+        photo: Photo | None = None,
     ) -> None:
         self.images = images
         self.size = preprocessing.image_size
         self.name = augmentation_name
         self.preprocessing = preprocessing
         self.seed = seed
+        self.photo = Photo() if photo is None else photo
         self._augment: Augmentation | None = None
 
     def __getitem__(self, item: tuple[int, int]) -> Item:
         epoch, row = item
         if self._augment is None:  # made in the worker: transforms need not be sent to it
-            self._augment = augmentation(self.name, self.preprocessing)
+            self._augment = augmentation(self.name, self.preprocessing, self.photo)
         try:
             image = decode(self.images.path(row))
         except UnreadableImage as error:
@@ -144,9 +160,36 @@ def epoch_batches(
         yield [(epoch, int(row)) for row in rows]
 
 
+def dealt_out(
+    steps: Iterable[list[T]], size: int, rank: int = 0, world: int = 1
+) -> Iterator[list[T]]:
+    """The batches of all steps cut into parts of `size`, of which every `world`-th is ours.
+
+    Which images a part holds does not depend on the number of processes.
+    """
+    for step in steps:
+        parts = [step[start : start + size] for start in range(0, len(step), size)]
+        yield from parts[rank::world]
+
+
 def steps_per_epoch(n: int, batch_size: int) -> int:
     """Full batches in n images, at least one."""
     return max(1, n // batch_size)
+
+
+class Clocked(Iterator[T]):
+    """An iterator, and the seconds that its user has waited for it."""
+
+    def __init__(self, source: Iterator[T]) -> None:
+        self._source = source
+        self.waited = 0.0
+
+    def __next__(self) -> T:
+        begun = time.perf_counter()
+        try:
+            return next(self._source)
+        finally:
+            self.waited += time.perf_counter() - begun
 
 
 def row_batches(blocks: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
@@ -180,7 +223,7 @@ def _leave_signals_to_parent(worker: int) -> None:
 
 def loader(
     dataset: Dataset[Any], batches: Any, workers: int, device: torch.device
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Batches in order, decoded by worker processes (none: in this process).
 
     Raises

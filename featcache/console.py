@@ -187,17 +187,40 @@ class Progress:
 
 
 class Interrupted(Exception):
-    """Work was stopped by a signal and can go on later; the message says how."""
+    """Work was stopped by a signal and can go on later; the message says how.
+
+    Parameters
+    ----------
+    message : str
+    status : int
+        Exit status of the command.
+    """
+
+    def __init__(self, message: str = "", status: int = 130) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class StopRequest:
     """While open, the first SIGINT or SIGTERM only asks for an end between two batches.
 
     Outside the main thread, where Python allows no handlers, it does nothing.
+
+    Parameters
+    ----------
+    patient : bool
+        A second signal does not insist. torchrun passes on signals that a batch system may
+        have sent to every process already.
+
+    Attributes
+    ----------
+    asked, terminated : bool
+        Whether a signal has come, and whether it was SIGTERM.
     """
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, patient: bool = False) -> None:
+        self.asked = self.terminated = False
+        self._patient = patient
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -207,9 +230,10 @@ class StopRequest:
         return self
 
     def _ask(self, number: int, frame: object) -> None:
-        if self.asked:
+        if self.asked and not self._patient:
             raise KeyboardInterrupt
         self.asked = True
+        self.terminated = number == signal.SIGTERM
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
@@ -220,7 +244,7 @@ def run(parser: argparse.ArgumentParser, argv: Iterable[str] | None) -> int:
     """Parse, call the verb's ``function``, and turn errors a user can mend into one line.
 
     Returns the exit status: 0 fine, 1 ran and the answer is bad, 2 wrong use,
-    130 interrupted. With ``--debug`` tracebacks are shown.
+    130 interrupted (unless the work says otherwise). With ``--debug`` tracebacks are shown.
     """
     arguments = parser.parse_args(None if argv is None else list(argv))
     try:
@@ -229,7 +253,7 @@ def run(parser: argparse.ArgumentParser, argv: Iterable[str] | None) -> int:
         return status or 0
     except Interrupted as stop:
         print(f"{parser.prog}: {stop}", file=sys.stderr)
-        return 130
+        return stop.status
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130

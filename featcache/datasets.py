@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.annotations import Labels, read_labels
+from featcache.annotations import Labels
 from featcache.errors import InputError
+from featcache.hashing import id_hashes
 from featcache.images import ImageSet, find_images, read_ids
+from featcache.labelcache import read_labels_cached
 from featcache.settings import TrainingConfig
-from featcache.views import generator
 
 
 @dataclass
@@ -66,7 +67,7 @@ def hold_out(ids: np.ndarray, validation: str) -> np.ndarray:
                 "or a file of ids"
             )
         count = round(amount * len(ids)) if amount < 1 else int(amount)
-        hashes = np.array([generator("hold-out", i).bit_generator.random_raw() for i in ids])
+        hashes = id_hashes("hold-out", ids.tolist())
         held = np.zeros(len(ids), bool)
         held[np.argsort(hashes, kind="stable")[:count]] = True
     if held.all() or not held.any():
@@ -85,11 +86,12 @@ def load_data(config: TrainingConfig) -> Data:
     InputError
         If nothing matches.
     """
-    labels = read_labels(
+    labels = read_labels_cached(
         config.labels,
         classes=config.classes or None,
         descriptions=config.descriptions or None,
         unlisted="unknown" if config.unlisted == "unknown" else "negative",
+        folder=config.label_cache or None,
     )
     if not labels.positives.nnz:
         raise InputError(

@@ -18,8 +18,40 @@ from torch import nn
 from featcache.errors import InputError, reason_of
 from featcache.views import Preprocessing, load_object, normalise
 
-# Convolutions in channels-last order are faster for all but this one.
-CONTIGUOUS = frozenset({"senet154"})
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of an architecture, so that nobody has to find it out again.
+
+    Attributes
+    ----------
+    features : int
+        Width of the embedding, after pooling and before the last layer.
+    channels_last : bool
+        Whether its convolutions are faster in channels-last order of memory.
+    checkpointing : bool
+        Whether timm can compute its activations twice instead of keeping them.
+    kwargs : dict
+        What its factory is given for training unless the user says otherwise.
+    """
+
+    features: int
+    channels_last: bool = True
+    checkpointing: bool = True
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+# The six of the challenge. Dropout before the last layer is that of the papers: 0.5 of NASNet and
+# PNASNet, 0.2 of SENet, none of the others. timm's NASNet and PNASNet have no auxiliary heads, so
+# there is nothing to turn off.
+FACTS: dict[str, Facts] = {
+    "pnasnet5large": Facts(4320, checkpointing=False, kwargs={"drop_rate": 0.5}),
+    "nasnetalarge": Facts(4032, checkpointing=False, kwargs={"drop_rate": 0.5}),
+    "senet154": Facts(2048, channels_last=False, kwargs={"drop_rate": 0.2}),
+    "resnet152": Facts(2048),
+    "resnet101": Facts(2048),
+    "densenet121": Facts(1024),
+}
 # What timm's factories are known to raise on keyword arguments that do not fit.
 FACTORY_ERRORS = (
     AssertionError,
@@ -85,7 +117,33 @@ class NetworkSpec:
     @property
     def memory_format(self) -> torch.memory_format:
         """The order of memory in which the network's convolutions are fastest."""
-        return torch.contiguous_format if self.arch in CONTIGUOUS else torch.channels_last
+        facts = FACTS.get(self.arch)
+        last = facts is None or facts.channels_last
+        return torch.channels_last if last else torch.contiguous_format
+
+
+def training_spec(arch: str, num_classes: int, kwargs: dict[str, Any]) -> NetworkSpec:
+    """The network for training: what is known to suit it, and above that the user's `kwargs`."""
+    known = FACTS[arch].kwargs if arch in FACTS else {}
+    return NetworkSpec(arch, num_classes, {**known, **kwargs})
+
+
+def checkpoint_gradients(network: nn.Module, spec: NetworkSpec) -> None:
+    """Let the network compute activations twice instead of keeping them.
+
+    Raises
+    ------
+    InputError
+        If it cannot.
+    """
+    try:
+        enable: Any = network.set_grad_checkpointing  # timm's protocol
+        enable(True)
+    except (AttributeError, AssertionError) as error:
+        raise InputError(
+            f"--gradient-checkpointing: {spec.arch!r} cannot do it; "
+            "lower --micro-batch instead to save memory"
+        ) from error
 
 
 def timm_factory(arch: str) -> Any:

@@ -1,4 +1,4 @@
-"""How does training begin and move: the first weights of the head, the optimiser, its rate?"""
+"""How do weights begin and move: the head, the optimiser, its rate, their average?"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from featcache.annotations import Labels
@@ -17,10 +18,18 @@ from featcache.settings import TrainingConfig
 
 
 def initialise_head(layer: LastLayer, labels: Labels) -> None:
-    """Small weights and a bias at logit(prior): the first loss is that of the label frequencies."""
-    n = len(labels.ids)
+    """Small weights and a bias at logit(prior): the first loss is that of the label frequencies.
+
+    The prior of a class is its share among the images of which it is known, counting
+    confidences, with half an image more on either side.
+    """
     positives = np.asarray(labels.positives.sum(0)).ravel()
-    prior = (positives + 0.5) / (n + 1.0)
+    known = np.full(len(labels.classes), float(len(labels.ids)))
+    if labels.unlisted == "unknown":
+        known = np.asarray(labels.positives.getnnz(axis=0), float)
+        if labels.negatives is not None:
+            known += labels.negatives.getnnz(axis=0)
+    prior = (positives + 0.5) / (known + 1.0)
     with torch.no_grad():
         layer.weight.mul_(0.1)
         if layer.bias is not None:
@@ -53,6 +62,15 @@ def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Op
     except (ValueError, AssertionError, TypeError) as error:
         raise InputError(f"--optimizer {config.optimizer!r}: {error}") from error
     return optimizer
+
+
+def make_average(network: nn.Module, decay: float) -> ModelEmaV3 | None:
+    """A moving average of the network's weights and statistics; None without a decay.
+
+    The decay of step t is min(decay, 1 - (1 + t)^(-2/3)), so that the first weights are soon
+    forgotten.
+    """
+    return ModelEmaV3(network, decay=decay, use_warmup=True) if decay else None
 
 
 def learning_rate(config: TrainingConfig, done: int, total: int, reductions: int) -> float:

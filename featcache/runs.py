@@ -7,8 +7,11 @@
 ``missing_images.txt``    ids of the label files that have no image file
 ``unreadable_images.csv`` images that could not be decoded, and why
 ``log.csv``               a row for each evaluation
+``curves.png``            the same as a picture (where matplotlib is installed)
+``README.md``             what was trained, on what, and how well it does
 ``checkpoint.pt``         all that is needed to go on
 ``weights.safetensors``   the best weights so far
+``bad_batch.txt``         images of the step that ended the run since its loss was not finite
 ========================  ============================================================
 """
 
@@ -42,9 +45,15 @@ VALIDATION_IDS = "validation_ids.txt"
 MISSING = "missing_images.txt"
 UNREADABLE = "unreadable_images.csv"
 LOG = "log.csv"
+CURVES = "curves.png"
+CARD = "README.md"
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.safetensors"
-FILES = (CONFIG, CLASSES, VALIDATION_IDS, MISSING, UNREADABLE, LOG, CHECKPOINT, WEIGHTS)
+BAD_BATCH = "bad_batch.txt"
+FILES = (
+    CONFIG, CLASSES, VALIDATION_IDS, MISSING, UNREADABLE, LOG, CURVES, CARD, BAD_BATCH, CHECKPOINT,
+    WEIGHTS,
+)  # fmt: skip
 FORMAT = 1  # of config.json
 
 

@@ -19,6 +19,9 @@ LEAST_IN_TRAINING: dict[str, float] = {
     "patience": 0,
     "max_reductions": 0,
     "clip": 0,
+    "micro_batch": 0,
+    "randaugment": 0,
+    "colour": 0,
     "workers": 0,
     "threads": 0,
     "checkpoint_minutes": 0,
@@ -65,8 +68,17 @@ class TrainingConfig:
     augment: str = option(
         "photo", "none, photo, photo-strong, strong, or package.module:function", metavar="NAME"
     )
+    least_area: float = option(0.35, "photo: share of the image that a random crop keeps at least")
+    no_flip: bool = option(False, "photo: no mirror images")
+    colour: float = option(0.3, "photo: how far brightness, contrast, saturation may go from 1")
+    randaugment: int = option(0, "photo: magnitude of RandAugment, 1 to 30; 0: as --augment says")
     epochs: int = option(100, "passes over the training images at most")
-    batch_size: int = option(256, "images a step")
+    batch_size: int = option(256, "images a step, over all processes")
+    micro_batch: int = option(
+        0,
+        "images in one forward pass of one process; gradients add up until a step has its images; "
+        "0: all of a process's share at once",
+    )
     optimizer: str = option("sgd", "timm optimiser name (sgd has Nesterov momentum)")
     lr: float = option(0.1, "learning rate after warm-up")
     momentum: float = option(0.9, "momentum, or the first beta of Adam's family")
@@ -78,19 +90,44 @@ class TrainingConfig:
         "plateau: reduce when validation stops improving; cosine: to zero over --epochs",
         choices=["plateau", "cosine"],
     )
+    monitor: str = option(
+        "f2", "what of validation is to improve: mean F2 or loss", choices=["f2", "loss"]
+    )
     patience: int = option(2, "plateau: evaluations without improvement before a reduction")
     reduction: float = option(0.1, "plateau: factor of a reduction")
     max_reductions: int = option(3, "plateau: stop at the next plateau after this many reductions")
     clip: float = option(0.0, "clip the norm of the gradient; 0: do not")
+    loss: str = option(
+        "bce",
+        "bce: cross-entropy summed over classes; asymmetric: timm's, for which sure negatives "
+        "hardly count",
+        choices=["bce", "asymmetric"],
+    )
     smoothing: float = option(0.0, "label smoothing")
+    positive_weight: float = option(1.0, "what a missed positive costs against a false one")
+    ema: float = option(
+        0.0,
+        "decay of a moving average of the weights, which is then validated and kept (0.9998, "
+        "say; at first it is lower); 0: none",
+    )
     precision: str = option(
         "auto",
         "auto is bf16 on CUDA, float32 on a CPU",
         choices=PRECISIONS,
     )
+    gradient_checkpointing: bool = option(
+        False, "compute activations twice instead of keeping them, where timm can: less memory"
+    )
+    compile: bool = option(False, "torch.compile the network: faster after minutes of waiting")
     device: str = option("auto", "auto, cpu or cuda", metavar="cpu|cuda")
-    workers: int = option(2, "processes that decode and augment")
+    workers: int = option(2, "processes that decode and augment, for each process that trains")
     threads: int = option(0, "threads of torch on a CPU; 0: as torch chooses")
+    label_cache: str = option(
+        "",
+        "folder that keeps large label files in a compact form "
+        "(default: featcache/ in $XDG_CACHE_HOME or ~/.cache)",
+        metavar="DIR",
+    )
     checkpoint_minutes: float = option(10.0, "save at least this often, besides every epoch")
     seed: int = option(0, "of weights, order and augmentation")
     overwrite: bool = option(False, "begin anew and replace an existing run")
@@ -101,12 +138,32 @@ class TrainingConfig:
             raise InputError(f"--lr {self.lr}: give a positive number")
         if not 0 < self.reduction < 1:
             raise InputError(f"--reduction {self.reduction}: give a factor between 0 and 1")
-        if not 0 <= self.smoothing < 1:
-            raise InputError(f"--smoothing {self.smoothing}: give a share from 0 to below 1")
+        for name in ("smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: give a share from 0 to below 1")
+        if not 0 < self.positive_weight < math.inf:
+            raise InputError(f"--positive-weight {self.positive_weight}: give a positive number")
+        self._refuse_senseless_photo()
+
+    def _refuse_senseless_photo(self) -> None:
+        if not 0 < self.least_area <= 1:
+            raise InputError(f"--least-area {self.least_area}: give a share above 0, at most 1")
+        if self.randaugment > 30:
+            raise InputError(f"--randaugment {self.randaugment}: give at most 30")
+        if self.augment in ("photo", "photo-strong"):
+            return
+        for name in ("least_area", "no_flip", "colour", "randaugment"):
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                flag = "--" + name.replace("_", "-")
+                raise InputError(
+                    f"{flag} says how --augment photo works, which --augment {self.augment} is not"
+                )
 
 
 # These may change between two sittings of one run without changing what it computes.
-CHANGEABLE = frozenset({"out", "overwrite", "workers", "checkpoint_minutes"})
+CHANGEABLE = frozenset(
+    {"out", "overwrite", "workers", "checkpoint_minutes", "label_cache", "processes"}
+)
 
 
 @dataclass(frozen=True)

@@ -2,85 +2,58 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import io
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import nn
 
 from featcache import batches, runs
-from featcache.annotations import Labels
-from featcache.atomic import clear_leftovers
+from featcache.checkpoints import State, checkpoint, open_folder, write_log
 from featcache.console import Interrupted, Progress, StopRequest, duration
-from featcache.datasets import load_data
+from featcache.curves import can_draw, draw_curves
+from featcache.datasets import Data, load_data
 from featcache.errors import InputError, reason_of
 from featcache.journal import Lock
-from featcache.monitor import Score, TargetSource, summed_loss
-from featcache.networks import (
-    NetworkSpec,
-    autocast,
-    classifier,
-    refuse_unfit,
-    resolve_device,
-    resolve_precision,
-    resolve_preprocessing,
-)
-from featcache.optimisation import initialise_head, learning_rate, make_optimizer
-from featcache.settings import CHANGEABLE, TrainingConfig, parse_kwargs
-from featcache.views import Preprocessing, Recipe, augmentation, generator, normalise
+from featcache.learner import Learner
+from featcache.modelcard import write_card
+from featcache.networks import resolve_device
+from featcache.settings import TrainingConfig
+from featcache.updates import NotFinite
+from featcache.world import World, joined
+
+_SECONDS_BETWEEN_PICTURES = 60.0
 
 
-@dataclass
-class State:
-    """Where a run stands; everything that a checkpoint needs besides tensors."""
+class Trainer(Learner):
+    """One run: a network that learns, epoch by epoch, and the folder that keeps it.
 
-    epoch: int = 0
-    step: int = 0  # within the epoch
-    best: float = -math.inf
-    reductions: int = 0
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    finished: bool = False
-    seconds: float = 0.0
-    log: list[dict[str, float]] = field(default_factory=list)
-    unreadable: dict[str, str] = field(default_factory=dict)
+    Parameters
+    ----------
+    config : TrainingConfig
+    world : World, optional
+        The processes that train together; without it this one alone.
+    """
 
-
-class Trainer:
-    """One run: network, optimiser, schedule and where they stand."""
-
-    def __init__(self, config: TrainingConfig) -> None:
-        self.config = config
+    def __init__(self, config: TrainingConfig, world: World | None = None) -> None:
+        if world is None:
+            world = World(resolve_device(config.device))
+        super().__init__(config, world, _load_data(config, world))
         self.path = Path(config.out)
-        self.device = resolve_device(config.device)
-        self.precision = resolve_precision(config.precision, self.device)
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        self.data = load_data(config)
-        K = len(self.data.train_labels.classes)
-        torch.manual_seed(config.seed)
-        self.spec = NetworkSpec(config.arch, K, parse_kwargs(config.model_kwargs))
-        network = self.spec.build()
-        self.preprocessing: Preprocessing = resolve_preprocessing(
-            network, config.image_size, config.crop
-        )
-        augmentation(config.augment, self.preprocessing)  # an unknown name is said now
-        initialise_head(classifier(network, self.spec), self.data.train_labels)
-        self.network = network.to(self.device).to(memory_format=self.spec.memory_format)
-        refuse_unfit(self.network.eval(), self.spec, self.preprocessing)
-        self.optimizer = make_optimizer(self.network, config)
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self.optimizer, "max", factor=config.reduction, patience=config.patience
+            self.optimizer,
+            "max" if config.monitor == "f2" else "min",
+            factor=config.reduction,
+            patience=config.patience,
         )
-        self.state = State()
-        self.targets = _target_source(self.data.train_labels)
-        self.validation_targets = _target_source(self.data.validation_labels)
-        self.steps = batches.steps_per_epoch(len(self.data.train), config.batch_size)
+        self._drawn = time.monotonic()
 
     def resolved(self) -> dict[str, Any]:
         """``config.json``: what was asked for and what it became on this machine."""
@@ -92,6 +65,8 @@ class Trainer:
             "precision": self.precision,
             "device": self.device.type,
             "threads": torch.get_num_threads(),
+            "micro_batch": self.micro_batch,
+            "processes": self.world.size,
             "images": {
                 "train": len(self.data.train),
                 "validation": len(self.data.validation),
@@ -109,160 +84,103 @@ class Trainer:
         Raises
         ------
         InputError
-            If the folder holds a run with other settings, or other files.
+            If the folder holds a run with other settings, or other files, or a checkpoint
+            that is damaged or of another network.
         """
-        for name in runs.FILES:
-            clear_leftovers(self.path / name)
-        if self.config.overwrite:
-            # The configuration goes last: a folder without it is not known to be a run.
-            for name in reversed(runs.FILES):
-                (self.path / name).unlink(missing_ok=True)
-        elif (self.path / runs.CONFIG).is_file():
-            self._refuse_difference(runs.read_config(self.path))
-            if (self.path / runs.CHECKPOINT).is_file():
-                self.load()
-                return not self.state.finished
-        elif any(not item.name.startswith(".") for item in self.path.iterdir()):
-            raise InputError(
-                f"{self.path}: not empty and not a run; give another --out or empty the folder"
-            )
-        # And comes first, for the same reason.
-        runs.write_text(self.path / runs.CONFIG, json.dumps(self.resolved(), indent=1) + "\n")
-        labels = self.data.train_labels
-        names = labels.classes if labels.names is None else labels.names
-        classes = zip(labels.classes, names, strict=True)
-        runs.write_rows(self.path / runs.CLASSES, [("label_code", "description"), *classes])
-        held_out = "".join(f"{i}\n" for i in self.data.validation.ids)
-        runs.write_text(self.path / runs.VALIDATION_IDS, held_out)
-        runs.write_text(self.path / runs.MISSING, "".join(f"{i}\n" for i in self.data.missing))
-        return True
-
-    def _refuse_difference(self, old: dict[str, Any]) -> None:
-        new = json.loads(json.dumps(self.resolved()))
-        before, now = ({**c.pop("config"), **c} for c in (old, new))
-        differing = [k for k in now if k not in CHANGEABLE and before.get(k) != now[k]]
-        if differing:
-            table = "\n".join(f"  {k}: {before.get(k)!r} there, {now[k]!r} now" for k in differing)
-            raise InputError(
-                f"{self.path}: holds a run with other settings; give another --out, or "
-                f"--overwrite to begin anew\n{table}"
-            )
-
-    def save(self) -> None:
-        """Write the files that follow from the state, then the checkpoint.
-
-        In this order, because nobody writes the former again once the latter says "finished".
-        """
-        if self.state.log:
-            log = [tuple(row.values()) for row in self.state.log]
-            runs.write_rows(self.path / runs.LOG, [tuple(self.state.log[0]), *log])
-        if self.state.unreadable:
-            bad = sorted(self.state.unreadable.items())
-            runs.write_rows(self.path / runs.UNREADABLE, [("image_id", "reason"), *bad])
-        state = {
-            "state": asdict(self.state),
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "plateau": self.plateau.state_dict(),
-        }
-        runs.save_checkpoint(self.path / runs.CHECKPOINT, state)
-
-    def load(self) -> None:
-        """Take up the checkpoint.
-
-        Raises
-        ------
-        InputError
-            If it is damaged or of another network.
-        """
-        path = self.path / runs.CHECKPOINT
-        saved = runs.load_checkpoint(path, self.device)
+        resolved = self.resolved()
+        saved = self.world.first_does(
+            lambda: open_folder(self.path, resolved, self.data, self.config.overwrite)
+        )
+        if saved is None:
+            return True
         try:
             self.state = State(**saved["state"])
             self.network.load_state_dict(saved["network"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.plateau.load_state_dict(saved["plateau"])
+            if self.average is not None:
+                self.average.module.load_state_dict(saved["average"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"{path}: does not fit this run ({reason_of(error)}); train with --overwrite"
+                f"{self.path / runs.CHECKPOINT}: does not fit this run ({reason_of(error)}); "
+                "train with --overwrite"
             ) from error
+        return not self.state.finished
 
-    # -- training ------------------------------------------------------------------------
+    def save(self, evaluated: bool = False) -> None:
+        """Write the files that follow from the state, then the checkpoint.
 
-    def set_learning_rate(self) -> float:
-        """That of the step which comes next."""
-        done = self.state.epoch * self.steps + self.state.step
-        total = self.config.epochs * self.steps
-        lr = learning_rate(self.config, done, total, self.state.reductions)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        return lr
-
-    def step(self, batch: batches.Batch) -> float:
-        """One update; returns the mean summed loss of the batch.
+        In this order, because nobody writes the former again once the latter says "finished".
 
         Raises
         ------
         InputError
-            If the loss is not finite (names the images of the batch), or none of them is readable.
+            If the disk is full, or a weight is not finite; the last checkpoint stays.
         """
-        config, state = self.config, self.state
-        # Chance inside the network (dropout, stochastic depth) is a function of the step.
-        torch.manual_seed(
-            int(generator("step", config.seed, state.epoch, state.step).integers(2**63))
+        for unreadable in self.world.gather(self.state.unreadable):
+            self.state.unreadable |= unreadable
+        self.world.first_does(lambda: self._write(evaluated))
+
+    def _write(self, evaluated: bool) -> None:
+        self._refuse_broken_weights()
+        write_log(self.path, self.state)
+        if evaluated:
+            write_card(self.path, self.resolved(), self.data, self.network, self.state)
+            self._draw()
+        state = checkpoint(
+            self.state,
+            network=self.network,
+            optimizer=self.optimizer,
+            plateau=self.plateau,
+            average=None if self.average is None else self.average.module,
         )
-        self.set_learning_rate()
-        readable = batch.readable
-        for row, reason in zip(batch.rows, batch.reasons, strict=True):
-            if reason is not None:
-                self.state.unreadable[str(self.data.train.ids[row])] = reason
-        if not readable.any():
-            raise InputError(
-                f"{config.images}: no image of a batch of {len(readable)} can be read "
-                f"({self.data.train.ids[batch.rows[0]]}: {batch.reasons[0]}); check the files"
-            )
-        rows = batch.rows[readable]
-        logits = self.forward(batch.pixels[torch.from_numpy(readable), 0])
-        loss = summed_loss(logits, self.targets(rows, self.device), config.smoothing).mean()
-        value = loss.item()
-        if not math.isfinite(value):
-            ids = " ".join(self.data.train.ids[rows][:8])
-            raise InputError(
-                f"{self.path}: the loss is {value} at epoch {state.epoch + 1}, step {state.step} "
-                f"(images {ids} ...); the last checkpoint is kept; begin anew (--overwrite or "
-                "another --out) with a lower --lr or with --clip"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if config.clip:
-            nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
-        self.optimizer.step()
-        return value
+        runs.save_checkpoint(self.path / runs.CHECKPOINT, state)
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 images -> float32 logits."""
-        images = normalise(pixels.to(self.device, non_blocking=True), self.preprocessing)
-        images = images.contiguous(memory_format=self.spec.memory_format)
-        with autocast(self.precision, self.device):
-            logits: torch.Tensor = self.network(images)
-        return logits.float()
+    def _draw(self) -> None:
+        """At the end, and before it not so often that short epochs would wait for pictures."""
+        due = self.state.finished or time.monotonic() - self._drawn > _SECONDS_BETWEEN_PICTURES
+        if due and can_draw():
+            draw_curves(self.path, self.state.log)
+            self._drawn = time.monotonic()
 
-    @torch.inference_mode()
-    def evaluate(self) -> dict[str, float]:
-        """Loss and F2 of the held-out images."""
-        recipe = Recipe("eval", self.config.seed, 0, self.preprocessing)
-        images = batches.ViewImages(self.data.validation, recipe)
-        size = min(4 * self.config.batch_size, 256)
-        order = batches.row_batches([(0, len(self.data.validation))], size)
-        score = Score(self.device)
-        self.network.eval()
-        for batch in batches.loader(images, order, self.config.workers, self.device):
-            readable = batch.readable
-            if readable.any():
-                logits = self.forward(batch.pixels[torch.from_numpy(readable), 0])
-                score.update(logits, self.validation_targets(batch.rows[readable], self.device))
-        self.network.train()
-        return score.result()
+    def _refuse_broken_weights(self) -> None:
+        # A finite loss can have gradients that are not.
+        finite = torch.stack([p.isfinite().all() for p in self.network.parameters()])
+        if not finite.all():
+            raise self._fault("weights are not finite", f"step {self.state.step}")
+
+    def _fault(self, what: str, where: str, images: str = "") -> InputError:
+        return InputError(
+            f"{self.path}: {what} at epoch {self.state.epoch + 1}, {where}{images}; the last "
+            "checkpoint is kept; begin anew (--overwrite or another --out) with a lower --lr or "
+            "with --clip"
+        )
+
+    # -- training ------------------------------------------------------------------------
+
+    def step(self, parts: Iterable[batches.Batch]) -> float:
+        """One update; returns the mean summed loss.
+
+        Raises
+        ------
+        InputError
+            If the loss is not finite (names the images), or no image is readable.
+        """
+        try:
+            return super().step(parts)
+        except NotFinite as fault:
+            raise self._bad_batch(fault) from None
+
+    def _bad_batch(self, fault: NotFinite) -> InputError:
+        """The error that names the images, all of which go to a file."""
+        mine = self.data.train.ids[fault.rows].tolist()
+        ids = [image_id for part in self.world.gather(mine) for image_id in part]
+        if self.world.first:
+            runs.write_text(self.path / runs.BAD_BATCH, "".join(f"{i}\n" for i in ids))
+        shown = " ".join(ids[:8]) + (f" ... all in {runs.BAD_BATCH}" if len(ids) > 8 else "")
+        return self._fault(
+            f"the loss is {fault.loss}", f"step {self.state.step}", f" (images {shown})"
+        )
 
     def run(self) -> None:
         """Train to the end.
@@ -273,50 +191,73 @@ class Trainer:
             After SIGINT or SIGTERM, once a checkpoint is written.
         """
         self.network.train()
-        with StopRequest() as stop:
+        with StopRequest(patient=self.world.size > 1) as stop:
             while not self.state.finished:
                 self._epoch(stop)
 
     def _epoch(self, stop: StopRequest) -> None:
         """The rest of an epoch, its evaluation and its checkpoint."""
-        state, config = self.state, self.config
+        state, config, world = self.state, self.config, self.world
         images = batches.TrainingImages(
-            self.data.train, self.preprocessing, config.augment, config.seed
+            self.data.train, self.preprocessing, config.augment, config.seed, self.photo
         )
         order = batches.epoch_batches(
             len(self.data.train), config.batch_size, config.seed, state.epoch, state.step
         )
-        per_step = min(config.batch_size, len(self.data.train))
-        progress = Progress(self.steps * per_step, "images", state.step * per_step)
+        mine = batches.dealt_out(order, self.micro_batch, world.rank, world.size)
+        progress = Progress(
+            self.steps * self.images_per_step,
+            "images",
+            state.step * self.images_per_step,
+            None if world.first else io.StringIO(),
+        )
         started = saved = time.monotonic()
-        before = state.seconds
-        for batch in batches.loader(images, order, config.workers, self.device):
-            loss = self.step(batch)
-            state.step += 1
-            state.loss_sum += loss
-            state.loss_count += 1
-            mean = state.loss_sum / max(1, state.loss_count)
-            progress.advance(per_step, f"epoch {state.epoch + 1}/{config.epochs}, loss {mean:.3f}")
-            now = time.monotonic()
-            state.seconds = before + now - started
-            if stop.asked:
-                self._interrupt(progress)
-            if now - saved > 60 * config.checkpoint_minutes:
-                self.save()
-                saved = now
-        self._end_epoch(progress)
+        before, waiting = state.seconds, 0.0
+        with contextlib.closing(batches.loader(images, mine, config.workers, self.device)) as parts:
+            clocked = batches.Clocked(parts)
+            while state.step < self.steps:
+                loss = self.step(islice(clocked, self.parts))
+                state.step += 1
+                state.loss_sum += loss
+                state.loss_count += 1
+                now = time.monotonic()
+                state.seconds = before + now - started
+                waiting = clocked.waited / max(now - started, 1e-9)
+                mean = state.loss_sum / state.loss_count
+                progress.advance(
+                    self.images_per_step,
+                    f"epoch {state.epoch + 1}/{config.epochs}, loss {mean:.3f}, "
+                    f"{waiting:.0%} waiting for images",
+                )
+                saved = self._obey(stop, saved, progress)
+        self._end_epoch(progress, waiting)
 
-    def _interrupt(self, progress: Progress) -> None:
+    def _obey(self, stop: StopRequest, saved: float, progress: Progress) -> float:
+        """Stop or save where that is due; returns when the last checkpoint was written."""
+        due = time.monotonic() - saved > 60 * self.config.checkpoint_minutes
+        self.wishes = stop.asked, due
+        # Several processes do what any of them wants once all know it, a step later.
+        stopping, saving = self.wishes if self.world.size == 1 else self.agreed
+        if stopping:
+            self._interrupt(progress, stop)
+        if saving:
+            self.save()
+            saved = time.monotonic()
+            self.wishes = stop.asked, False
+        return saved
+
+    def _interrupt(self, progress: Progress, stop: StopRequest) -> None:
         progress.clear()
         self.save()
-        done = self.state.epoch * self.steps + self.state.step
         without = " without --overwrite" if self.config.overwrite else ""
         raise Interrupted(
-            f"stopped at step {done:,} of {self.config.epochs * self.steps:,}, checkpoint in "
-            f"{self.path}; the same command{without} goes on from there"
+            f"stopped at step {self.done:,} of {self.config.epochs * self.steps:,}, checkpoint in "
+            f"{self.path}; the same command{without} goes on from there",
+            # A batch system takes anything else for a failure. It may have told another process.
+            130 if stop.asked and not stop.terminated else 0,
         )
 
-    def _end_epoch(self, progress: Progress) -> None:
+    def _end_epoch(self, progress: Progress, waiting: float) -> None:
         """Evaluate, keep the best weights, reduce the learning rate or stop, save.
 
         Raises
@@ -340,27 +281,42 @@ class Trainer:
         state.log.append(
             {"epoch": state.epoch, "lr": lr, "train_loss": train_loss, **result}
             | {"seconds": round(state.seconds, 1)}
+            | {"images_per_second": round(rate, 1), "waiting": round(waiting, 3)}
         )
-        if result["f2"] > state.best:
-            state.best = result["f2"]
-            runs.save_weights(self.path / runs.WEIGHTS, self.network)
-        if config.schedule == "plateau":
-            self.plateau.step(result["f2"])
-            state.reductions += self.optimizer.param_groups[0]["lr"] < lr
+        self._judge(result, lr)
         state.finished = state.epoch >= config.epochs or state.reductions > config.max_reductions
-        self.save()
+        self.save(evaluated=True)
         left = state.seconds / state.epoch * (config.epochs - state.epoch)
-        progress.print(
-            f"{self.path.name}: epoch {state.epoch}/{config.epochs}, loss {train_loss:.3f}, "
-            f"validation loss {result['loss']:.3f}, F2 {result['f2']:.4f} "
-            f"at cut {result['threshold']:.3f}; {rate:,.0f} images/s, {duration(left)} left"
+        if self.world.first:
+            progress.print(
+                f"{self.path.name}: epoch {state.epoch}/{config.epochs}, loss {train_loss:.3f}, "
+                f"validation loss {result['loss']:.3f}, F2 {result['f2']:.4f} "
+                f"at cut {result['threshold']:.3f}; {rate:,.0f} images/s, "
+                f"{waiting:.0%} waiting, {duration(left)} left"
+            )
+
+    def _judge(self, result: dict[str, float], lr: float) -> None:
+        """Keep the weights if they are the best so far; count a reduction if it is due."""
+        state, monitor = self.state, self.config.monitor
+        merit = result["f2"] if monitor == "f2" else -result["loss"]
+        if merit > state.best:
+            state.best = merit
+            self.world.first_does(
+                lambda: runs.save_weights(self.path / runs.WEIGHTS, self.evaluated)
+            )
+        if self.config.schedule == "plateau":
+            self.plateau.step(result[monitor])
+            state.reductions += self.optimizer.param_groups[0]["lr"] < lr
+
+
+def _load_data(config: TrainingConfig, world: World) -> Data:
+    data = world.one_a_machine_before(lambda: load_data(config))
+    if len(set(world.gather(data.digest()))) > 1:
+        raise InputError(
+            f"{config.images}: the processes see different images or labels; "
+            "bring the same files to all machines"
         )
-
-
-def _target_source(labels: Labels) -> TargetSource:
-    return TargetSource(
-        labels.positives, labels.negatives, labels.unlisted == "negative", labels.outside
-    )
+    return data
 
 
 def train(config: TrainingConfig) -> Path:
@@ -387,42 +343,50 @@ def train(config: TrainingConfig) -> Path:
     -----
     The loss is binary cross-entropy summed over classes. Order, augmentation and the
     network's own chance are functions of (seed, epoch, step), so a resumed run equals an
-    unbroken one on the same machine with the same number of threads.
+    unbroken one on the same machine with the same number of threads. Processes that torchrun
+    has started share the work; the first one writes the folder.
     """
-    trainer = Trainer(config)
-    trainer.path.mkdir(parents=True, exist_ok=True)
-    lock = Lock(trainer.path / ".lock", trainer.path)
-    try:
-        _train(trainer)
-    finally:
-        lock.release()
+    with joined(config.device) as world:
+        trainer = Trainer(config, world)
+        lock = world.first_does(lambda: _locked(trainer.path))
+        try:
+            _train(trainer)
+        finally:
+            if world.first:
+                lock.release()
     return trainer.path
 
 
+def _locked(path: Path) -> Lock:
+    path.mkdir(parents=True, exist_ok=True)
+    return Lock(path / ".lock", path)
+
+
 def _train(trainer: Trainer) -> None:
-    data, config = trainer.data, trainer.config
-    print(
+    data, config, world = trainer.data, trainer.config, trainer.world
+
+    def say(line: str) -> None:
+        if world.first:
+            print(line, flush=True)
+
+    processes = f", {world.size} processes" if world.size > 1 else ""
+    say(
         f"{len(data.train):,} training and {len(data.validation):,} validation images, "
         f"{len(data.train_labels.classes):,} classes, {config.arch} at {config.image_size} px "
-        f"on {trainer.device.type} in {trainer.precision}",
-        flush=True,
+        f"on {trainer.device.type} in {trainer.precision}{processes}"
     )
     if data.missing:
-        print(
+        say(
             f"{len(data.missing):,} labelled images have no file below {config.images}; "
-            f"listed in {trainer.path / runs.MISSING}",
-            flush=True,
+            f"listed in {trainer.path / runs.MISSING}"
         )
     if trainer.open_run():
         if trainer.state.epoch or trainer.state.step:
-            print(
-                f"going on at epoch {trainer.state.epoch + 1}, step {trainer.state.step}",
-                flush=True,
-            )
+            say(f"going on at epoch {trainer.state.epoch + 1}, step {trainer.state.step}")
         trainer.run()
-    best = max(trainer.state.log, key=lambda row: row["f2"])
-    print(
+    key, sign = ("f2", 1) if config.monitor == "f2" else ("loss", -1)
+    best = max(trainer.state.log, key=lambda row: sign * row[key])
+    say(
         f"{trainer.path}: best validation F2 {best['f2']:.4f} in epoch {best['epoch']} "
-        f"of {trainer.state.epoch}, {duration(trainer.state.seconds)} of training",
-        flush=True,
+        f"of {trainer.state.epoch}, {duration(trainer.state.seconds)} of training"
     )

@@ -30,7 +30,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -134,15 +134,36 @@ def from_torchvision(transform: Callable[[Image.Image], Image.Image]) -> Augment
     return augment
 
 
-def photo(size: int, flip: bool = True, magnitude: int = 0) -> Augmentation:
-    """Random resized crop, mirror image, colour; RandAugment on top when magnitude > 0."""
-    steps: list[Any] = [v2.RandomResizedCrop(size, scale=(0.35, 1.0), antialias=True)]
-    if flip:
-        steps.append(v2.RandomHorizontalFlip())
-    steps.append(v2.ColorJitter(0.3, 0.3, 0.3))
-    if magnitude:
-        steps.append(v2.RandAugment(num_ops=2, magnitude=magnitude))
-    return from_torchvision(v2.Compose(steps))
+@dataclass(frozen=True)
+class Photo:
+    """How much the augmentation ``photo`` does.
+
+    Attributes
+    ----------
+    least_area : float
+        Share of the image that a random crop keeps at least.
+    flip : bool
+        Whether one image in two is mirrored.
+    colour : float
+        How far brightness, contrast and saturation may go from 1.
+    randaugment : int
+        Magnitude of two random operations of RandAugment, 0 to 30; 0: none.
+    """
+
+    least_area: float = 0.35
+    flip: bool = True
+    colour: float = 0.3
+    randaugment: int = 0
+
+    def augmentation(self, size: int) -> Augmentation:
+        """Random resized crop, mirror image, colour, RandAugment."""
+        steps: list[Any] = [v2.RandomResizedCrop(size, scale=(self.least_area, 1), antialias=True)]
+        if self.flip:
+            steps.append(v2.RandomHorizontalFlip())
+        steps.append(v2.ColorJitter(*[self.colour] * 3))
+        if self.randaugment:
+            steps.append(v2.RandAugment(num_ops=2, magnitude=self.randaugment))
+        return from_torchvision(v2.Compose(steps))
 
 
 def strong(preprocessing: Preprocessing) -> Augmentation:
@@ -190,8 +211,13 @@ def load_object(name: str, what: str) -> Any:
     return found
 
 
-def augmentation(name: str, preprocessing: Preprocessing) -> Augmentation:
+def augmentation(
+    name: str, preprocessing: Preprocessing, photo: Photo | None = None
+) -> Augmentation:
     """``none``, ``photo``, ``photo-strong``, ``strong``, or ``package.module:function``.
+
+    ``photo`` says how much the two of that name do; ``photo-strong`` has RandAugment at 9
+    where it says nothing of it.
 
     Raises
     ------
@@ -199,15 +225,16 @@ def augmentation(name: str, preprocessing: Preprocessing) -> Augmentation:
         If there is no such augmentation.
     """
     size = preprocessing.image_size
+    photo = Photo() if photo is None else photo
     if ":" in name:
         found: Augmentation = load_object(name, "augmentation")
         return found
     if name == "none":
         return lambda image, size, rng: preprocessing.frame(image)
     if name == "photo":
-        return photo(size)
+        return photo.augmentation(size)
     if name == "photo-strong":
-        return photo(size, magnitude=9)
+        return replace(photo, randaugment=photo.randaugment or 9).augmentation(size)
     if name == "strong":
         return strong(preprocessing)
     raise InputError(

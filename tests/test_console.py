@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import pickle
 import shlex
 import signal
 import subprocess
@@ -241,6 +242,7 @@ def test_status_of_what_runs(
         (FileNotFoundError(2, "No such file", "a"), 2, "tool: [Errno 2] No such file: 'a'"),
         (MissingExtra("timm", "extract"), 2, "tool: this needs timm, which is not installed"),
         (Interrupted("stopped at step 3"), 130, "tool: stopped at step 3"),
+        (Interrupted("stopped at step 3", 0), 0, "tool: stopped at step 3"),
         (KeyboardInterrupt(), 130, "tool: interrupted"),
     ],
 )
@@ -443,6 +445,21 @@ def test_the_first_signal_asks_and_the_second_insists(
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(second)
     assert [signal.getsignal(s) for s in SIGNALS] == handlers
+
+
+def test_one_that_is_patient_is_asked_any_number_of_times() -> None:
+    with StopRequest(patient=True) as stop:
+        for number in (signal.SIGTERM, signal.SIGTERM):
+            signal.raise_signal(number)
+        assert (stop.asked, stop.terminated) == (True, True)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert (stop.asked, stop.terminated) == (True, False)
+
+
+def test_an_interruption_keeps_its_status_between_processes() -> None:
+    copy = pickle.loads(pickle.dumps(Interrupted("stopped", 0)))
+    assert (str(copy), copy.status) == ("stopped", 0)
 
 
 def test_handlers_are_put_back_after_an_error(handlers: list[Any]) -> None:

@@ -14,7 +14,9 @@ from scipy.sparse import csr_matrix
 from sklearn.metrics import fbeta_score
 
 from featcache.errors import InputError
-from featcache.monitor import CUTS, Score, Targets, TargetSource, summed_loss
+from featcache.losses import summed_loss
+from featcache.monitor import CUTS, Score
+from featcache.targets import Targets, TargetSource
 
 CPU = torch.device("cpu")
 SETTINGS = settings(derandomize=True, deadline=None, database=None, max_examples=60)

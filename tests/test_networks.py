@@ -14,8 +14,10 @@ from torch import nn
 
 from featcache.errors import InputError
 from featcache.networks import (
+    FACTS,
     NetworkSpec,
     autocast,
+    checkpoint_gradients,
     classifier,
     classifier_name,
     network_id,
@@ -24,6 +26,7 @@ from featcache.networks import (
     resolve_device,
     resolve_precision,
     resolve_preprocessing,
+    training_spec,
 )
 from featcache.settings import parse_kwargs
 from featcache.views import Preprocessing
@@ -253,17 +256,42 @@ def test_the_other_uses_of_a_network_that_does_not_fit(own_module: str) -> None:
     refuse_unfit(spec.build().eval(), spec, Preprocessing(image_size=2))
 
 
-@pytest.mark.parametrize(
-    ("arch", "width"),
-    [
-        ("pnasnet5large", 4320),
-        ("nasnetalarge", 4032),
-        ("senet154", 2048),
-        ("resnet152", 2048),
-        ("resnet101", 2048),
-        ("densenet121", 1024),
-    ],
-)
+WIDTHS = [
+    ("pnasnet5large", 4320),
+    ("nasnetalarge", 4032),
+    ("senet154", 2048),
+    ("resnet152", 2048),
+    ("resnet101", 2048),
+    ("densenet121", 1024),
+]
+
+
+@pytest.mark.parametrize("arch", CONTEST)
+def test_what_is_recorded_of_a_network_is_so(arch: str) -> None:
+    facts = FACTS[arch]
+    assert (arch, facts.features) in WIDTHS
+    spec = training_spec(arch, K, {})
+    assert spec.kwargs == facts.kwargs
+    with torch.device("meta"):
+        network = spec.build()
+    assert float(getattr(network, "drop_rate", 0)) == facts.kwargs.get("drop_rate", 0) or any(
+        isinstance(m, nn.Dropout) and m.p == facts.kwargs["drop_rate"] for m in network.modules()
+    )
+    assert not any("aux" in name for name, _ in network.named_modules())
+    if facts.checkpointing:
+        checkpoint_gradients(network, spec)
+    else:
+        with pytest.raises(InputError, match=f"{arch!r} cannot do it"):
+            checkpoint_gradients(network, spec)
+
+
+def test_the_user_s_options_go_before_what_is_recorded() -> None:
+    assert training_spec("nasnetalarge", K, {}).kwargs == {"drop_rate": 0.5}
+    assert training_spec("nasnetalarge", K, {"drop_rate": 0.1}).kwargs == {"drop_rate": 0.1}
+    assert training_spec("resnet18", K, {"drop_rate": 0.1}).kwargs == {"drop_rate": 0.1}
+
+
+@pytest.mark.parametrize(("arch", "width"), WIDTHS)
 def test_large_networks_have_the_features_that_are_documented(arch: str, width: int) -> None:
     spec = NetworkSpec(arch, K)
     with torch.device("meta"):  # shapes without memory or arithmetic

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 
 from featcache.errors import InputError
 from featcache.views import (
+    Photo,
     Preprocessing,
     Recipe,
     augmentation,
@@ -494,3 +496,48 @@ def test_a_module_that_lacks_a_dependency_says_which(
 def test_a_random_recipe_needs_views(name: str, own_module: str) -> None:
     with pytest.raises(InputError, match="--view-count 0"):
         Recipe(name, 0, 0, SMALL).augmentations()
+
+
+def mean_mirrored(flip: bool) -> float:
+    """Share of renderings of a picture with a dark left half whose right half is darker."""
+    picture = Image.new("RGB", (40, 40), (200, 200, 200))
+    picture.paste((20, 20, 20), (0, 0, 20, 40))
+    augment = Photo(least_area=1.0, flip=flip, colour=0.0).augmentation(40)
+    shown = [np.asarray(augment(picture, 40, np.random.default_rng(s)), int) for s in range(40)]
+    return float(np.mean([image[:, :10].mean() > image[:, 30:].mean() for image in shown]))
+
+
+def test_photo_flips_one_in_two_or_none() -> None:
+    assert 0.25 < mean_mirrored(True) < 0.75
+    assert mean_mirrored(False) == 0
+
+
+def test_photo_changes_colours_as_far_as_it_may() -> None:
+    grey = Image.new("RGB", (32, 32), (100, 100, 100))
+
+    def levels(**options: Any) -> np.ndarray:
+        augment = Photo(**options).augmentation(32)
+        return np.array(
+            [np.asarray(augment(grey, 32, np.random.default_rng(s))).mean() for s in range(60)]
+        )
+
+    assert np.ptp(levels(colour=0.0)) == 0
+    assert 20 < np.ptp(levels(colour=0.3)) <= 61
+    assert np.ptp(levels(colour=0.0, randaugment=10)) > 0
+
+
+def test_the_strong_photo_is_a_photo_with_randaugment() -> None:
+    preprocessing = Preprocessing(24)
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (30, 30, 3)).astype(np.uint8)
+    )
+
+    def shown(name: str, photo: Photo | None = None) -> np.ndarray:
+        augment = augmentation(name, preprocessing, photo)
+        return np.stack([augment(picture, 24, np.random.default_rng(s)) for s in range(8)])
+
+    np.testing.assert_array_equal(shown("photo-strong"), shown("photo", Photo(randaugment=9)))
+    np.testing.assert_array_equal(
+        shown("photo-strong", Photo(randaugment=4)), shown("photo", Photo(randaugment=4))
+    )
+    np.testing.assert_array_equal(shown("photo"), shown("photo", Photo()))

@@ -87,6 +87,30 @@ class Doubled(TinyNet):
         return 2 * super().forward(x)
 
 
+class Separate(nn.Module):
+    """No image's output depends on the others of its batch."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.GroupNorm(4, 16),
+            nn.ReLU(),
+            nn.AdaptiveMaxPool2d(1),
+            nn.Flatten(),
+        )
+        self.last = nn.Linear(16, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.last(self.body(x))
+        return logits
+
+
+def separate(num_classes: int) -> nn.Module:
+    """For ``--arch tests.tiny:separate``."""
+    return Separate(num_classes)
+
+
 def network(num_classes: int, width: int = 8) -> nn.Module:
     """For ``--arch tests.tiny:network``."""
     return TinyNet(num_classes, width)
