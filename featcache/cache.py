@@ -1,4 +1,4 @@
-"""What is in a cache, and which rows of it train a head?"""
+"""What is in a cache?"""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from featcache.annotations import Labels
 from featcache.arrays import as_features, as_labels, as_reasons, as_views, with_network_id
 from featcache.contents import CacheContents, Names
 from featcache.errors import InputError
+from featcache.fitting import columns_of, positives, targets, trainable_rows
+from featcache.lookup import SEVERAL, Rows
 from featcache.tables import as_html
 
 
@@ -184,7 +186,9 @@ class FeatureCache:
         return self._some(features).astype(np.float32, subok=False)
 
     def _some(self, values: np.ndarray) -> np.ndarray:
-        return values if self._rows is None else values[self._rows]
+        if self._rows is None:
+            return values
+        return np.asarray(values).take(self._rows, axis=0)  # quicker than indexing a memmap
 
     def has_images_of(self, other: FeatureCache) -> bool:
         """Whether the rows of both are of the same ids in the same order; decodes none of them."""
@@ -195,36 +199,38 @@ class FeatureCache:
     def select(self, ids: Names) -> FeatureCache:
         """Some rows, in the order of `ids`, which may repeat; no feature is read.
 
-        O(len(ids)), and O(n) once a cache.
+        O(m) for m ids, and O(n log n) once a cache.
 
         Raises
         ------
         InputError
             If an id is not here, or names several rows.
         """
-        row_of = self._row_of
-        names = ids.tolist() if isinstance(ids, np.ndarray) else ids
-        found = [row_of.get(str(name).encode("utf-8", "surrogatepass"), -2) for name in names]
-        rows = np.array(found, dtype=np.intp)
-        if np.any(rows < 0):
-            at = int(np.flatnonzero(rows < 0)[0])
-            trouble = "names several rows here" if rows[at] == -1 else "is not here"
+        if isinstance(ids, str):
+            raise InputError(f"{self.path}: select({ids!r}): give a list of ids, [{ids!r}]")
+        names = ids if isinstance(ids, np.ndarray) else list(ids)
+        lookup, rows = self._lookup
+        found = lookup.find(names)
+        if np.any(found < 0):
+            at = int(np.argmax(found < 0))
+            trouble = "names several rows here" if found[at] == SEVERAL else "is not here"
             raise InputError(
-                f"{self.path}: id {str(ids[at])!r} {trouble}; the ids of this cache are in .ids"
+                f"{self.path}: id {str(names[at])!r} {trouble}; the ids of this cache are in .ids"
             )
-        return self._of(self._file, rows)
+        return self._of(self._file, found if rows is None else rows[found])
 
     @cached_property
-    def _row_of(self) -> dict[bytes, int]:
-        """Row of the file by encoded id; -1 where several rows have the id."""
-        names = self._some(self._file.arrays["ids"]).tolist()
-        rows = (np.arange(len(names)) if self._rows is None else self._rows).tolist()
-        row_of = dict(zip(names, rows, strict=True))
-        if len(row_of) < len(names):
-            for name, row in zip(names, rows, strict=True):
-                if row_of[name] != row:
-                    row_of[name] = -1
-        return row_of
+    def _lookup(self) -> tuple[Rows, np.ndarray | None]:
+        """Of the rows of the file that are here, which may be here several times; None: all."""
+        ids = self._file.arrays["ids"]
+        if self._rows is None:
+            return Rows(ids), None
+        rows = np.unique(self._rows)
+        return Rows(ids[rows]), rows
+
+    def _some_rows(self, positions: np.ndarray) -> np.ndarray:
+        """Rows of the file, of positions here."""
+        return positions if self._rows is None else self._rows[positions]
 
     # -------------------------------------------------------------- training
 
@@ -257,60 +263,25 @@ class FeatureCache:
         InputError
             If there are no labels, no usable rows, or a class is not in the cache.
         """
-        labels, rows = self._trainable()
+        labels, rows = trainable_rows(self.path, self.valid, self.labels)
         columns = self._columns(self.frequent(min_positives, classes))
-        X = self if len(rows) == len(self) else self._of(self._file, self._some_rows(rows))
-        Y = labels.positives[rows][:, columns]
-        Y.sort_indices()
-        mask = None
-        if labels.unlisted == "unknown":
-            mask = np.ones(Y.shape, bool)
-            mask[Y.nonzero()] = False
-            if labels.negatives is not None:
-                mask[labels.negatives[rows][:, columns].nonzero()] = False
+        used = self if len(rows) == len(self) else self._of(self._file, self._some_rows(rows))
         return {
-            "X": X.features,
-            "Y": Y,
-            "mask": mask,
-            "groups": np.unique(self.ids[rows], return_inverse=True)[1].reshape(-1),
+            "X": used.features,
+            **targets(labels, rows, columns),
+            "groups": np.unique(used.ids, return_inverse=True)[1].reshape(-1),
             "coef_init": None if self.weight is None else self.weight[columns],
             "intercept_init": None if self.bias is None else self.bias[columns],
         }
 
     def frequent(self, min_positives: int, classes: Names | None = None) -> np.ndarray:
         """Those of `classes` (default: all) with at least so many positive rows for training."""
-        labels, rows = self._trainable()
+        labels, rows = trainable_rows(self.path, self.valid, self.labels)
         wanted = self.classes if classes is None else np.asarray(classes, dtype=np.str_)
-        counts = np.bincount(labels.positives[rows].indices, minlength=len(self.classes))
-        return wanted[counts[self._columns(wanted)] >= min_positives]
-
-    def _trainable(self) -> tuple[Labels, np.ndarray]:
-        labels = self.labels
-        if labels is None:
-            raise InputError(
-                f"{self.path}: has no labels; extract it with --labels, or give labels= to "
-                "FeatureCache.write"
-            )
-        rows = np.flatnonzero(self.valid & labels.known)
-        if len(rows) == 0:
-            raise InputError(
-                f"{self.path}: none of its {len(self)} rows is both readable and labelled; "
-                "check that the label files are about these images"
-            )
-        return labels, rows
+        return wanted[positives(labels, rows)[self._columns(wanted)] >= min_positives]
 
     def _columns(self, classes: np.ndarray) -> np.ndarray:
-        column_of = {name: column for column, name in enumerate(self.classes.tolist())}
-        unknown = [name for name in classes.tolist() if name not in column_of]
-        if unknown:
-            raise InputError(
-                f"{self.path}: class {unknown[0]!r} is not among its {len(column_of)} classes; "
-                "they are in .classes"
-            )
-        return np.array([column_of[name] for name in classes.tolist()], dtype=np.intp)
-
-    def _some_rows(self, positions: np.ndarray) -> np.ndarray:
-        return positions if self._rows is None else self._rows[positions]
+        return columns_of(self.path, self.classes, classes)
 
     # ------------------------------------------------------------- the file
 
