@@ -1,7 +1,7 @@
 """Fill a cache: decode, render, forward, write, each at its own pace.
 
 Worker processes decode and render, this process feeds the network, a thread writes. Between
-them wait a few batches and at most four blocks, so that memory does not depend on the number
+them wait a few batches and at most two blocks, so that memory does not depend on the number
 of images.
 """
 
@@ -23,7 +23,7 @@ from featcache.settings import ExtractionConfig
 from featcache.shares import Share
 from featcache.writing import CacheWriter
 
-_WAITING_BLOCKS = 4
+_WAITING_BLOCKS = 2
 _WAIT_SECONDS = 0.25
 _LOOK_SECONDS = 2.0  # between two looks at what other processes have done
 
@@ -83,7 +83,7 @@ class BackgroundWriter:
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def write(self, start: int, features: list[Features], reasons: list[str | None]) -> None:
-        """Hand a block over; waits while four others wait."""
+        """Hand a block over; waits while two others wait."""
         if not self._thread.is_alive():  # not before: the loader forks its workers first
             self._thread.start()
         self._blocks.put(_Block(start, features, reasons))
