@@ -10,8 +10,9 @@ import numpy as np
 from scipy.sparse import csr_matrix, issparse
 
 from featcache.annotations import Labels
-from featcache.contents import Names
-from featcache.errors import InputError
+from featcache.contents import CacheContents, Names
+from featcache.errors import InputError, reason_of
+from featcache.layout import FEATURE_DTYPE
 
 
 def as_features(features: Any, n: int) -> tuple[Any, tuple[int, int, int]]:
@@ -24,6 +25,8 @@ def as_features(features: Any, n: int) -> tuple[Any, tuple[int, int, int]]:
     """
     source = features if hasattr(features, "shape") else np.asarray(features)
     shape = tuple(source.shape)
+    if np.dtype(source.dtype).kind not in "fiub":
+        raise InputError(f"features of type {source.dtype}; give real numbers")
     if len(shape) not in (2, 3) or shape[0] != n:
         raise InputError(
             f"features of shape {shape} for {n} ids; expected (n, d) or (n, v, d) with a row "
@@ -65,7 +68,13 @@ def as_labels(labels: Any, ids: Names, classes: Names | None) -> Labels | None:
             labels = labels.select(ids)
         same = classes is None or np.array_equal(labels.classes, np.asarray(classes, np.str_))
         return labels if same else labels.restrict(classes)
-    matrix = labels if issparse(labels) else np.asarray(labels, dtype=np.float32)
+    try:
+        matrix = labels if issparse(labels) else np.asarray(labels, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"labels are no matrix of numbers ({reason_of(error)}); give a column for each class, "
+            "or a Labels value"
+        ) from None
     if matrix.ndim == 1:
         matrix = matrix[:, None]
     if matrix.ndim != 2 or matrix.shape[0] != len(ids):
@@ -91,6 +100,30 @@ def _positives(matrix: csr_matrix) -> csr_matrix:
     positives = csr_matrix(matrix, dtype=np.float32, copy=True)
     positives.eliminate_zeros()
     return positives
+
+
+def as_rows(
+    contents: CacheContents, start: int, features: np.ndarray, reasons: Sequence[str | None]
+) -> np.ndarray:
+    """Features of rows from `start` on, as a file has them: float16, zeros where there is a reason.
+
+    Raises
+    ------
+    InputError
+        If a feature is not a finite float16; names id, view and dimension.
+    """
+    good = np.array([reason is None for reason in reasons])
+    rows = np.zeros(features.shape, FEATURE_DTYPE)
+    with np.errstate(over="ignore"):
+        rows[good] = features[good]
+    if not np.isfinite(rows).all():
+        i, j, k = np.argwhere(~np.isfinite(rows))[0]
+        raise InputError(
+            f"image {contents.ids[start + i]}, view {contents.views[j]}, dimension {k}: feature "
+            f"{features[i, j, k]} is no float16 number (at most 65504); check the image and the "
+            "network, or scale its features"
+        )
+    return rows
 
 
 def as_reasons(

@@ -136,6 +136,11 @@ class CacheSet:
 
     def __getitem__(self, key: tuple[str | None, str]) -> FeatureCache:
         """The cache of a network (see :meth:`network`) on an image set."""
+        if not isinstance(key, tuple) or len(key) != 2:
+            raise InputError(
+                f"[{key!r}]: give network and image set, such as ['resnet101', 'stage_1'], or use "
+                ".network(NETWORK) and .image_set(NAME)"
+            )
         network, name = key
         wanted = self._network_id(network)
         part = self._part(i for i in self._named if i[0] == name and i[1].network_id == wanted)

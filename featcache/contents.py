@@ -122,6 +122,8 @@ class CacheContents:
         bias = np.zeros(K, "<f4") if self.bias is None else np.ascontiguousarray(self.bias, "<f4")
         _refuse_shape("weight", weight, (K, self.dim))
         _refuse_shape("bias", bias, (K,))
+        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+            raise InputError("weight or bias has a NaN or an infinity; check the network")
         return weight, bias
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -225,7 +227,7 @@ def encoded(what: str, values: Names) -> np.ndarray:
         raw = np.char.encode(np.asarray(values, dtype=np.str_), "utf-8")
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{what} {error.object!r} is not valid Unicode, which HDF5 needs; rename it"
+            f"{what} {str(error.object)!r} is not valid Unicode, which HDF5 needs; rename it"
         ) from None
     return raw.astype(h5py.string_dtype("utf-8", max(1, raw.dtype.itemsize)))
 

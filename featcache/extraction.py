@@ -24,14 +24,17 @@ from featcache.filling import fill
 from featcache.imagefacts import file_contents, file_sizes
 from featcache.images import ImageSet, find_images, read_ids
 from featcache.networks import classifier_name, network_id
+from featcache.outcome import is_at_rest, recorded_run, refuse_existing
 from featcache.runs import CLASSES, Run
 from featcache.settings import ExtractionConfig
 from featcache.shares import share_from
 from featcache.views import Recipe
-from featcache.writing import CacheContents, CacheWriter, recorded_run
+from featcache.writing import CacheContents, CacheWriter
 
 IMAGES_OF_CHECK = 8
-ROWS_A_BLOCK = 512  # about; a block is a whole number of batches
+# About, as a block is a whole number of batches. A stop loses less than one, and several
+# processes share out blocks: a thousand images are enough for eight of them.
+ROWS_A_BLOCK = 128
 
 
 def choose_images(config: ExtractionConfig) -> tuple[ImageSet, list[str]]:
@@ -121,6 +124,8 @@ def extract(config: ExtractionConfig) -> Path | None:
     WORLD_SIZE-th block; see :mod:`featcache.shares`.
     """
     share = share_from(os.environ)
+    if share.world == 1 and is_at_rest(config.out):  # else it may be ours, just finished
+        refuse_existing(Path(config.out), config.overwrite)
     if config.threads:
         torch.set_num_threads(config.threads)
     embedder = Embedder.load(config)
@@ -162,7 +167,8 @@ def extract(config: ExtractionConfig) -> Path | None:
         if not writer.finished:
             print(
                 f"{config.out}: process {share.rank} of {share.world} has made its images; "
-                f"{writer.rows_done():,} of {len(images):,} are there",
+                f"{writer.rows_done():,} of {len(images):,} are there; the last process to "
+                "finish puts them together, and the same command makes what one that died has left",
                 flush=True,
             )
     return writer.path if writer.finished else None

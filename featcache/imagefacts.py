@@ -47,6 +47,8 @@ def _runs(rows: range, length: int) -> Iterator[range]:
 def _hash(path: Path) -> str:
     """Hash of a file; empty where it cannot be read, as its row then says."""
     digest = hashlib.sha256()
+    if not path.is_file():
+        return ""
     try:
         with open(path, "rb") as file:
             while piece := file.read(2**20):

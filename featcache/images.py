@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
+import stat
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -70,6 +72,16 @@ def _refuse_folder(error: OSError) -> None:
     raise InputError(f"{error.filename}: cannot be listed: {error.strerror}; check its permissions")
 
 
+def _refuse_no_text(folder: str, stem: str) -> None:
+    """Bytes that are no text could not become an id of a cache, nor be named in a list of ids."""
+    try:
+        stem.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{folder!a}: the file name {stem!a} is not valid UTF-8; rename it"
+        ) from None
+
+
 def find_images(directory: str | os.PathLike[str]) -> ImageSet:
     """All image files below a directory, sorted by id (the file name without its ending).
 
@@ -88,6 +100,7 @@ def find_images(directory: str | os.PathLike[str]) -> ImageSet:
         for name in names:
             stem, ending = os.path.splitext(name)
             if ending.lower() in EXTENSIONS:
+                _refuse_no_text(folder, stem)
                 found.append((stem, os.path.relpath(os.path.join(folder, name), root)))
     if not found:
         known = " ".join(sorted(EXTENSIONS))
@@ -114,8 +127,9 @@ def read_ids(path: str | os.PathLike[str]) -> list[str]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a list of ids: {error}") from error
-    ids = [line.split(",")[0].strip() for line in lines if line.strip()]
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: cannot be read as a list of ids ({reason}); check it") from error
+    ids = [next(csv.reader([line]))[0].strip() for line in lines if line.strip()]
     if ids and ids[0].lower() in {"imageid", "image_id", "id"}:
         ids = ids[1:]
     if not ids:
@@ -179,6 +193,8 @@ def decode(path: str | os.PathLike[str]) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns from half its hard limit on; below the limit the image is used.
             warnings.simplefilter("ignore")
+            if stat.S_ISFIFO(os.stat(path).st_mode):  # would be waited for, for ever
+                raise OSError("a pipe, no file")
             with Image.open(path, formats=FORMATS) as image:
                 image.load()
                 return _to_rgb(_upright(image))
@@ -190,7 +206,7 @@ def decode(path: str | os.PathLike[str]) -> Image.Image:
             ) from error
         if isinstance(error, FileNotFoundError):
             reason = "the file does not exist"
-        elif isinstance(error, OSError) and os.path.exists(path) and not os.path.getsize(path):
+        elif isinstance(error, OSError) and os.path.isfile(path) and not os.path.getsize(path):
             reason = "the file is empty"
         else:
             reason = str(error).replace(str(path), "the file") or type(error).__name__

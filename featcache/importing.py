@@ -224,6 +224,12 @@ def fill(network: nn.Module, spec: NetworkSpec, state: State, config: ImportConf
             f"{config.weights}: its weights are not those of --arch {spec.arch!r}: "
             f"{', '.join(told)}; check --arch, --model-kwargs and --part"
         )
+    broken = [name for name in own if name in state and not state[name].isfinite().all()]
+    if broken:
+        raise InputError(
+            f"{config.weights}: {_listed(broken)} has a NaN or an infinity; its training has gone "
+            "wrong, take an earlier checkpoint"
+        )
     network.load_state_dict(dict(state), strict=False)
 
 

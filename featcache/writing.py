@@ -26,8 +26,6 @@ Needs POSIX (record locks, positioned writes).
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,15 +35,17 @@ from typing import Any
 import numpy as np
 
 from featcache import layout, partial
+from featcache.arrays import as_rows
 from featcache.atomic import clear_leftovers
 from featcache.contents import CacheContents, plain
 from featcache.disk import sync
 from featcache.errors import InputError
 from featcache.journal import Block, Journal, difference
+from featcache.outcome import digest, is_outcome, refuse_existing, was_renamed
 from featcache.shares import Share, shares_of
 from featcache.team import Team
 
-__all__ = ["CacheContents", "CacheWriter", "default_block_rows", "recorded_run"]
+__all__ = ["CacheContents", "CacheWriter", "default_block_rows"]
 
 _BLOCK_BYTES = 2**24
 
@@ -53,15 +53,6 @@ _BLOCK_BYTES = 2**24
 def default_block_rows(views: int, dim: int) -> int:
     """Rows that make a block of 16 MiB: few enough fsyncs, little to do again after a kill."""
     return max(1, _BLOCK_BYTES // (views * dim * layout.FEATURE_DTYPE.itemsize))
-
-
-def recorded_run(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The fingerprint with which an unfinished run at `path` was begun; empty if there is none."""
-    target = Path(path)
-    if target.parent.is_dir():
-        for _, journal in Team(target, Share()).journals(shares_of(target)):
-            return dict(journal.fingerprint.get("run", {}))
-    return {}
 
 
 class CacheWriter:
@@ -122,8 +113,7 @@ class CacheWriter:
         self.block_rows = default_block_rows(v, d) if block_rows is None else int(block_rows)
         if self.block_rows < 1:
             raise InputError(f"block_rows is {block_rows}; give at least 1")
-        if self.path.is_dir():
-            raise InputError(f"{self.path}: is a folder; name a file, such as NAME.h5")
+        refuse_existing(self.path, overwrite=True)
         settled = self.contents.fingerprint() | {"block_rows": self.block_rows}
         self._fingerprint = plain({"run": dict(fingerprint), "contents": settled})
         self.finished = False
@@ -132,7 +122,13 @@ class CacheWriter:
         self._grid = share.grid(len(self.contents.ids), self.block_rows)
         self._partial: partial.Partial | None = None
         self._elsewhere: dict[int, int] = {}  # blocks of ours that other processes have made
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{self.path.parent}: no folder, and cannot become one ({error.strerror}); "
+                "choose another --out"
+            ) from None
         self._team = Team(self.path, share)
         with self._team.gate():
             self._lock = self._team.lock(self._team.own)
@@ -153,16 +149,13 @@ class CacheWriter:
         """Agree with all others on what is written; our own journal if it can be gone on with."""
         own, journal_path = self._team.own, self._team.own.beside(self.path, ".journal")
         clear_leftovers(journal_path)
-        if self._resume and self._was_renamed():
+        if self._resume and was_renamed(self._team, self._fingerprint):
             return None  # the last run was killed before its last step; finish() takes that
         if self.path.exists() and not overwrite:
-            if self._share.world > 1 and self._is_outcome():
+            if self._share.world > 1 and is_outcome(self.path, self._fingerprint):
                 self.finished = True  # the others were quick
                 return None
-            raise InputError(
-                f"{self.path}: exists already; pass --overwrite (overwrite=True) to replace it, "
-                "or choose another --out"
-            )
+            refuse_existing(self.path, overwrite)
         self._agree(overwrite)
         if journal_path.exists():
             return Journal(journal_path)
@@ -198,27 +191,6 @@ class CacheWriter:
             path = share.beside(self.path, ".partial")
             self._elsewhere |= partial.sound_blocks(path, self.contents, other, self._grid)
 
-    def _was_renamed(self) -> bool:
-        """Whether the target is the outcome of just this run."""
-        if Share().beside(self.path, ".partial").exists() or not self._is_outcome():
-            return False
-        blocks = layout.read(self.path).blocks()
-        for _, journal in self._team.journals([Share()]):
-            if journal.fingerprint == self._fingerprint:
-                return [(block.start, block.sha256) for block in journal.sorted_blocks()] == blocks
-        return False
-
-    def _is_outcome(self) -> bool:
-        """Whether the target was made with these settings."""
-        try:
-            return layout.read(self.path).provenance.get("fingerprint") == self._digest()
-        except InputError:
-            return False
-
-    def _digest(self) -> str:
-        text = json.dumps(self._fingerprint, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
     @property
     def messages(self) -> list[str]:
         """What was found damaged and is made again; one line each."""
@@ -228,11 +200,15 @@ class CacheWriter:
         """Blocks (start, stop) of ours that are not durable yet, in order."""
         if self._partial is None:
             return []
-        return [
-            (start, stop)
-            for start, stop in self._partial.pending()
-            if start in self._grid.mine and start not in self._elsewhere
-        ]
+        return [item for item in self._partial.pending() if self._is_pending(item[0])]
+
+    def _is_pending(self, start: int) -> bool:
+        return (
+            start in self._grid.mine
+            and start not in self._elsewhere
+            and self._partial is not None
+            and start not in self._partial.journal.blocks
+        )
 
     def rows_done(self) -> int:
         """Rows that are durable, whoever has made them."""
@@ -246,9 +222,11 @@ class CacheWriter:
             block.start: block.stop
             for _, journal in self._team.journals(self._team.others())
             for block in journal.blocks.values()
-            if block.start not in own
+            if block.start not in self._grid.mine
         }
-        return sum(stop - start for start, stop in done.items())
+        # Which of ours they have, undamaged, was seen at the beginning.
+        done |= self._elsewhere
+        return sum(stop - start for start, stop in done.items() if start not in own)
 
     def write(self, start: int, features: np.ndarray, reasons: Sequence[str | None]) -> None:
         """Write a block; once this returns it survives anything.
@@ -268,35 +246,18 @@ class CacheWriter:
             If a feature is not a finite float16 (names id, view and dimension) or
             the disk is full.
         """
-        if self._partial is None or (start, self._grid.stop_of.get(start)) not in self.pending():
+        if not self._is_pending(start):
             raise ValueError(f"{self.path}: row {start} begins no pending block; see pending()")
-        stop = self._grid.stop_of[start]
-        rows = self._rounded(start, stop, np.asarray(features), reasons)
-        bad = tuple((start + i, why) for i, why in enumerate(reasons) if why is not None)
-        self._partial.store(start, rows, bad)
-
-    def _rounded(
-        self, start: int, stop: int, features: np.ndarray, reasons: Sequence[str | None]
-    ) -> np.ndarray:
-        """The rows as they go into the file."""
-        _, v, d = self.contents.shape
-        if features.shape != (stop - start, v, d) or len(reasons) != stop - start:
+        assert self._partial is not None
+        shape = (self._grid.stop_of[start] - start, *self.contents.shape[1:])
+        if features.shape != shape or len(reasons) != shape[0]:
             raise ValueError(
                 f"features of shape {features.shape} with {len(reasons)} reasons, expected "
-                f"{(stop - start, v, d)} and {stop - start} for the block at row {start}"
+                f"{shape} and {shape[0]} for the block at row {start}"
             )
-        good = np.array([reason is None for reason in reasons])
-        rows = np.zeros(features.shape, layout.FEATURE_DTYPE)
-        with np.errstate(over="ignore"):
-            rows[good] = features[good]
-        if not np.isfinite(rows).all():
-            i, j, k = np.argwhere(~np.isfinite(rows))[0]
-            raise InputError(
-                f"image {self.contents.ids[start + i]}, view {self.contents.views[j]}, "
-                f"dimension {k}: feature {features[i, j, k]} is no float16 number "
-                "(at most 65504); check the image and the network, or scale its features"
-            )
-        return rows
+        rows = as_rows(self.contents, start, features, reasons)
+        bad = tuple((start + i, why) for i, why in enumerate(reasons) if why is not None)
+        self._partial.store(start, rows, bad)
 
     def take(self, path: Path, journal: Journal) -> None:
         """Copy the sound blocks of a partial file from elsewhere that are not here yet."""
@@ -356,7 +317,7 @@ class CacheWriter:
 
     def _complete(self, update: Mapping[str, Any]) -> bool:
         """Put everything together, if everything is there; nobody else is at work."""
-        if not self._was_renamed():
+        if not was_renamed(self._team, self._fingerprint):
             if self.rows_done() < len(self.contents.ids):
                 return False
             with contextlib.ExitStack() as opened:
@@ -368,7 +329,8 @@ class CacheWriter:
                         "are not what was written; check the disk and run the same command again"
                     )
                 main.complete(
-                    self.path, self.contents.recorded({**update, "fingerprint": self._digest()})
+                    self.path,
+                    self.contents.recorded({**update, "fingerprint": digest(self._fingerprint)}),
                 )
         for share in shares_of(self.path):
             if share.rank:

@@ -676,3 +676,27 @@ def test_summary_of_a_bare_cache_fits_a_screen(tmp_path: Path) -> None:
     assert "heads predict" in lines[-1]
     assert "no labels" in repr(cache)
     assert os.sep in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"features": np.eye(2) * 1j}, "features of type complex128; give real numbers"),
+        ({"features": [["a"], ["b"]]}, "features of type <U1; give real numbers"),
+        ({"labels": [["a"], ["b"]]}, "labels are no matrix of numbers .*'a'"),
+        ({"weight": [[np.nan, 1]]}, "weight or bias has a NaN or an infinity"),
+        ({"weight": [[1, 1]], "bias": [np.inf]}, "weight or bias has a NaN or an infinity"),
+    ],
+)
+def test_parts_that_are_no_numbers_are_refused(
+    tmp_path: Path, part: dict[str, Any], message: str
+) -> None:
+    plain = {"features": np.eye(2), "ids": ["a", "b"]}
+    with pytest.raises(InputError, match=message):
+        FeatureCache.write(tmp_path / "x.h5", **plain | part)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_class_that_is_no_list_is_refused(cache: FeatureCache) -> None:
+    with pytest.raises(InputError, match="classes='/m/0': give a list of class ids"):
+        cache.training(classes="/m/0")

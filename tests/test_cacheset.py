@@ -312,3 +312,7 @@ def test_a_cache_in_a_notebook(write: Write) -> None:
 def test_info_of_a_folder(caches: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(caches)]) == 0
     assert capsys.readouterr().out == f"{CacheSet(caches)}\n"
+
+
+def test_one_key_is_refused(caches: Path) -> None:
+    refused(lambda: CacheSet(caches)["A"], "['A']: give network and image set", ".network(")

@@ -646,3 +646,11 @@ def test_caches_of_one_network_share_its_id(
     other = train(tmp_path / "new", validation="4", seed=1)
     again = extracted(**settings(run=str(other), out=str(tmp_path / "y.h5"), views="eval"))
     assert again.network_id != unbroken.network_id
+
+
+def test_an_existing_cache_is_refused_before_anything_is_looked_at(
+    settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "x.h5").write_bytes(b"")
+    with pytest.raises(InputError, match=r"x\.h5: exists already; pass --overwrite"):
+        extract(ExtractionConfig(**settings(images="nowhere", run="nowhere")))

@@ -18,6 +18,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from featcache.errors import InputError
+from featcache.imagefacts import file_contents
 from featcache.images import UnreadableImage, decode, find_images, read_ids
 
 Write = Callable[[str, bytes], Path]
@@ -164,6 +165,7 @@ def test_select_keeps_the_order_asked_for(write: Write, tmp_path: Path) -> None:
         (b"  b \n\n\na\t\n\n", ["b", "a"]),
         ("é,1\n名前,2\n".encode(), ["é", "名前"]),
         (b"a\nid\n", ["a", "id"]),
+        (b'"a, b",1\n"c ""d"""\n', ["a, b", 'c "d"']),
     ],
 )
 def test_lists_of_ids(write: Write, content: bytes, ids: list[str]) -> None:
@@ -243,6 +245,24 @@ def test_no_file_and_no_plain_file(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     with pytest.raises(UnreadableImage, match="directory"):
         decode(tmp_path / "folder.jpg")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UnreadableImage, match="a pipe, no file"):
+        decode(tmp_path / "pipe.jpg")
+    images = find_images(tmp_path)
+    assert file_contents(images, 1) == file_contents(images, 1)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    name = tmp_path / os.fsdecode(b"\xff\xfe.png")
+    try:
+        name.write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    with pytest.raises(InputError, match=r"'\\udcff\\udcfe' is not valid UTF-8; rename it"):
+        find_images(tmp_path)
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.ESTALE])

@@ -400,3 +400,9 @@ def test_the_configuration_says_where_it_comes_from(bring: Bring, tmp_path: Path
     config = json.loads((run.path / runs.CONFIG).read_text())
     assert config["config"]["weights"] == str(tmp_path / "weights.pt")
     assert config["part"] == "state_dict"
+
+
+def test_weights_that_are_no_numbers_are_refused_by_name(bring: Bring) -> None:
+    broken = state()
+    broken["body.0.weight"][0, 0] = torch.nan
+    refused(lambda: bring(broken), "weights.pt: body.0.weight has a NaN or an infinity")

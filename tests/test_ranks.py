@@ -133,6 +133,26 @@ def test_nobody_finishes_while_another_is_at_work(whole: FeatureCache, tmp_path:
     assert_same(path, whole)
 
 
+def test_damaged_blocks_of_another_process_are_counted_once(
+    whole: FeatureCache, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.h5"
+    with writer(path, 1, 2) as out:
+        assert work(out) == [4, 12, 20]
+    part = path.with_name("x.h5.rank1of2.partial")
+    data = part.read_bytes()
+    good = block(12, 16)[0].astype("<f2").reshape(4, D)[0].tobytes()
+    assert data.count(good) == 1
+    part.write_bytes(data.replace(good, good[::-1]))
+    with writer(path) as out:
+        assert out.rows_done() == 7
+        for done, (start, stop) in zip((11, 15, 19, 23), out.pending(), strict=True):
+            out.write(start, *block(start, stop))
+            assert out.rows_done() == done
+        out.finish()
+    assert_same(path, whole)
+
+
 def test_another_number_of_processes_goes_on(whole: FeatureCache, tmp_path: Path) -> None:
     path = tmp_path / "x.h5"
     for rank in range(4):

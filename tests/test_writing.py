@@ -896,3 +896,10 @@ def test_random_kills_change_nothing(
             worker.run(path)
         assert everything(path) == everything(whole)
         assert FeatureCache(path).verify() == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match=r"file: no folder, and cannot become one .*--out"):
+        FeatureCache.write(tmp_path / "file" / "x.h5", np.eye(2), ["a", "b"])
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
