@@ -217,7 +217,7 @@ class DropoutLogisticCV(LinearHead):
         self.best_score_, self.cv_results_ = chosen.score, chosen.results
         self.oof_decision_function_ = chosen.out_of_fold.margin
         self.oof_predict_proba_ = chosen.out_of_fold.probability
-        warn_unconverged(paths.failed, objective, stacklevel=4)
+        warn_unconverged(paths.failed, objective, stacklevel=4, where=" at some rate of a fold")
         self.coef_, self.intercept_, self.n_iter_ = fit_logistic(
             data,
             replace(objective, tol=self.tol / 10),

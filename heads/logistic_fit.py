@@ -200,15 +200,17 @@ def fit_logistic(
     return W, b, n_iter
 
 
-def warn_unconverged(failed: list[np.ndarray], objective: Objective, stacklevel: int) -> None:
-    """Warn of labels that have not converged, by name."""
+def warn_unconverged(
+    failed: list[np.ndarray], objective: Objective, stacklevel: int, where: str = ""
+) -> None:
+    """Warn of labels that have not converged, by name, and of `where`."""
     labels = np.unique(np.concatenate(failed)) if failed else np.empty(0, int)
     if not len(labels):
         return
     named = ", ".join(map(str, labels[:10])) + (", ..." if len(labels) > 10 else "")
     warnings.warn(
-        f"{len(labels)} label{'s' if len(labels) > 1 else ''} ({named}) did not converge in "
-        f"{objective.max_iter} iterations; raise max_iter or tol, or leave out the weakest rates",
+        f"{len(labels)} label{'s' if len(labels) > 1 else ''} ({named}) did not converge{where} "
+        f"in {objective.max_iter} iterations; raise max_iter or tol, or leave out weak rates",
         ConvergenceWarning,
         stacklevel=stacklevel,
     )

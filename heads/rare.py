@@ -24,10 +24,12 @@ def trainable(data: TrainingSet, images: np.ndarray, min_positives: int) -> np.n
     where it is above 0 and as a negative where it is below 1.
     """
     images = images[data.weight[images] > 0]
-    Y = data.Y[images]
-    positives = np.count_nonzero(Y, axis=0)
-    n_known = len(images) if data.known is None else np.count_nonzero(data.known[images], axis=0)
-    negatives = n_known - np.count_nonzero(Y >= 1, axis=0)
+    positives, negatives = np.zeros((2, data.n_labels), int)
+    for run in data.chunks(images):  # a fold's targets at once may be as much as all of X
+        Y = data.Y[run]
+        positives += np.count_nonzero(Y, axis=0)
+        known = len(run) if data.known is None else np.count_nonzero(data.known[run], axis=0)
+        negatives += known - np.count_nonzero(Y >= 1, axis=0)
     return (positives >= max(1, min_positives)) & (negatives > 0)
 
 

@@ -12,7 +12,7 @@ from heads.calibration import PlattScaling, fit_platt
 from heads.dropout import check_dropout, check_l2, default_dropouts, rho_from_dropout
 from heads.folds import Fold, check_folds
 from heads.parallel import Map, worker_threads
-from heads.ridge_fit import FoldScores, RidgeFit, fit_folds
+from heads.ridge_fit import FoldScores, RidgeFit, fit_folds, fit_whole
 from heads.selection import OutOfFold, Search, select_dropout
 from heads.training import TrainingSet, fold_targets
 
@@ -69,8 +69,7 @@ class DropoutRidge(LinearHead):
 
     def _fit(self, data: TrainingSet) -> None:
         rho = rho_from_dropout(check_dropout(self.dropout))
-        images = np.flatnonzero(data.weight > 0)
-        model = RidgeFit(data, images, check_l2(self.l2), self.min_positives)
+        model = fit_whole(data, check_l2(self.l2), self.min_positives)
         self.coef_, self.intercept_ = model.coefficients(rho)
 
     def _zero_margin(self) -> float:
@@ -157,13 +156,12 @@ class DropoutRidgeCV(LinearHead):
             return fit_platt(scores, data.Y, data.known, data.weight).transform(scores)
 
         with worker_threads() as run:
-            folds, evaluate = self._plan(data, search.dropouts, run)
+            folds, evaluate, whole = self._plan(data, search.dropouts, run)
             quick = None
             if self.scoring == "mse" and isinstance(evaluate, FoldScores) and evaluate.has_moments:
                 quick = evaluate.squared_errors
             chosen = select_dropout(evaluate, data, folds, search, calibrate, quick)
-            whole = RidgeFit(data, np.flatnonzero(data.weight > 0), self.l2, self.min_positives)
-            self.coef_, self.intercept_ = whole.coefficients(rho_from_dropout(chosen.dropout))
+            self.coef_, self.intercept_ = whole().coefficients(rho_from_dropout(chosen.dropout))
         self.dropout_ = chosen.dropout if self.per_label else float(chosen.dropout)
         self.best_score_, self.cv_results_ = chosen.score, chosen.results
         scores = chosen.out_of_fold.margin
@@ -173,20 +171,22 @@ class DropoutRidgeCV(LinearHead):
 
     def _plan(
         self, data: TrainingSet, dropouts: np.ndarray, run: Map
-    ) -> tuple[list[Fold], Callable[[float], OutOfFold]]:
-        """The folds, and a function of the rate that gives held-out scores."""
+    ) -> tuple[list[Fold], Callable[[float], OutOfFold], Callable[[], RidgeFit]]:
+        """The folds, a function of the rate that gives held-out scores, and one that fits all."""
         l2, every = check_l2(self.l2), np.arange(data.n_images)
         if isinstance(self.cv, str) and self.cv == "loo":
-            images = np.flatnonzero(data.weight > 0)
-            whole = RidgeFit(data, images, l2, self.min_positives)
-            return [(every, every)], lambda dropout: OutOfFold(
-                whole.held_out(float(rho_from_dropout(dropout))), None
-            )
+            whole = fit_whole(data, l2, self.min_positives)
+
+            def held_out(dropout: float) -> OutOfFold:
+                return OutOfFold(whole.held_out(float(rho_from_dropout(dropout))), None)
+
+            return [(every, every)], held_out, lambda: whole
         folds = check_folds(
             self.cv, every, fold_targets(data, self._binary), data.groups, self.random_state
         )
         fits = fit_folds(data, folds, l2, self.min_positives, run)
-        return folds, FoldScores(data, fits, dropouts, run)
+        scores = FoldScores(data, fits, dropouts, run)
+        return folds, scores, lambda: fit_whole(data, l2, self.min_positives, fits)
 
     def _zero_margin(self) -> float:
         slope, intercept = self.calibration_.slope, self.calibration_.intercept

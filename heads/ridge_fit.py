@@ -267,6 +267,18 @@ def fit_folds(
     return list(run(fit, range(len(folds))))
 
 
+def fit_whole(
+    data: TrainingSet, l2: float, min_positives: int, folds: list[RidgeFit] | None = None
+) -> RidgeFit:
+    """A fit on all rows, from the moments of the `folds` of all rows if they have any."""
+    images = np.flatnonzero(data.weight > 0)
+    moments = folds[0].moments if folds else None
+    if moments is not None:
+        none = Moments.zero(moments.test.origin, len(moments.labels))
+        moments = FoldMoments(moments.labels, moments.train + moments.test, none)
+    return RidgeFit(data, images, l2, min_positives, None, moments)
+
+
 class FoldScores:
     """Held-out scores of all images at a rate; rates of the grid are made several at a time.
 

@@ -63,8 +63,9 @@ class _Factor:
         if size > 0:
             shifted = gram.copy()
             shifted.flat[:: len(gram) + 1] += gram.dtype.type(size)
-            self.cholesky = linalg.cholesky(
-                shifted, lower=True, overwrite_a=True, check_finite=False
+            # Its transpose is the same matrix in LAPACK's order, which is not copied.
+            self.cholesky = linalg.cho_factor(
+                shifted.T, lower=True, overwrite_a=True, check_finite=False
             )
             return
         values, vectors = np.linalg.eigh(gram.astype(np.float64))
@@ -77,14 +78,15 @@ class _Factor:
         """(gram + size I)^-1 B."""
         if self.pseudo is not None:
             return (self.pseudo @ B).astype(B.dtype, copy=False)
-        B = B.astype(self.cholesky.dtype, copy=False)
-        return linalg.cho_solve((self.cholesky, True), B, check_finite=False)
+        B = B.astype(self.cholesky[0].dtype, copy=False)
+        return linalg.cho_solve(self.cholesky, B, check_finite=False)
 
     def residual_maker(self) -> np.ndarray:
         """size (gram + size I)^-1 = I - gram (gram + size I)^-1."""
         if self.pseudo is not None:
             return self.kernel
-        return self.size * self.solve(np.eye(len(self.cholesky), dtype=self.cholesky.dtype))
+        factor = self.cholesky[0]
+        return self.size * self.solve(np.eye(len(factor), dtype=factor.dtype))
 
 
 @dataclass(frozen=True)
