@@ -45,6 +45,7 @@ from scipy.sparse import csr_matrix
 
 from heads.cuts import Limits
 from heads.inputs import check_beta, check_probabilities
+from heads.ordering import single
 from heads.parallel import worker_threads
 
 _ROWS = 1024  # images whose tables are made side by side, at most
@@ -140,8 +141,7 @@ def expected_fbeta_sets(
     step = min(_ROWS, max(64, n // 4))  # some blocks for each of a few threads
 
     def block(start: int) -> tuple[np.ndarray, np.ndarray, _Best]:
-        rows = P[start : start + step]
-        rows = rows.astype(np.promote_types(rows.dtype, np.float32), copy=False)
+        rows = single(P[start : start + step])
         best = _best(rows, search)
         return *_columns(rows, best), best
 
