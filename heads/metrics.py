@@ -186,18 +186,18 @@ def average_precision(
         return _micro_precision(rows)
     if average not in ("macro", None):
         raise ValueError(f"average is {average!r}; expected 'macro', 'micro' or None")
-    n, K = rows.P.shape
+    K = rows.P.shape[1]
     columns, known, weights = rows.truth.tocsc(), rows.known(), _weights(rows.weight)
     values = np.full(K, np.nan)
-    step = max(1, _BLOCK // max(1, n))
+    step = max(1, _BLOCK // max(1, len(rows.P)))
     for start in range(0, K, step):  # labels side by side, so that memory is read in order
         scores = single(np.ascontiguousarray(rows.P[:, start : start + step].T))
         for label, of_label in enumerate(scores, start):
             at = columns.indices[columns.indptr[label] : columns.indptr[label + 1]]
             if len(at):
                 some = slice(None) if known is None else known[:, label]
-                parts = [(of_label[some], weights if np.ndim(weights) == 0 else weights[some])]
-                values[label] = _precision(of_label[at], rows.weight[at], parts)
+                w = weights[some] if isinstance(weights, np.ndarray) else weights
+                values[label] = _precision(of_label[at], rows.weight[at], [(of_label[some], w)])
     if average is None:
         return values
     defined = values[~np.isnan(values)]
