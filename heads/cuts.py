@@ -27,11 +27,11 @@ from dataclasses import dataclass
 from math import gcd
 
 import numpy as np
-from scipy.sparse import csr_matrix, vstack
+from scipy.sparse import csr_matrix
 
 from heads.inputs import Matrix, check_beta, check_rows, check_scores
 from heads.metrics import fbeta, weighted_mean
-from heads.ordering import at_least, contains, descending, grouped, members
+from heads.ordering import at_least, contains, descending, grouped, members, reaches
 
 _TIE = 1e-12  # means that are closer differ by rounding only
 _SAMPLE = 1 << 16  # scores that are looked at to guess tau
@@ -88,26 +88,34 @@ def apply_threshold(
     P = check_scores(P)
     n, K = P.shape
     lower, upper = Limits(min_labels, max_labels).within(K)
-    # Of one dimension: a scalar would be rounded to the dtype of P by numpy 1.
     thresholds = np.atleast_1d(np.asarray(threshold, dtype=np.float64))
-    own = len(thresholds) > 1 and (lower > 0 or upper is not None)
+    if not lower and upper is None:
+        return _label_sets([at_least(P, thresholds)], P.shape)
+    own = len(thresholds) > 1
     cut = np.zeros(1) if own else thresholds
     step = max(1, _BLOCK // max(1, K))
-    blocks = [csr_matrix((0, K), dtype=bool)]
+    entries = [np.zeros(0, np.intp)]
     for start in range(0, n, step):
         block = P[start : start + step]
         if own:  # x - t >= 0 holds exactly where x >= t does
             block = block - thresholds
         rows = np.arange(len(block))[:, None]
         if upper is None:
-            chosen = block >= cut
+            chosen = reaches(block, cut)
             chosen[rows, _highest(block, lower)] = True
         else:
             top = _highest(block, upper)
             chosen = np.zeros(block.shape, dtype=bool)
-            chosen[rows, top] = (block[rows, top] >= cut) | (np.arange(upper) < lower)
-        blocks.append(csr_matrix(chosen))
-    return vstack(blocks, format="csr", dtype=bool)
+            chosen[rows, top] = reaches(block[rows, top], cut) | (np.arange(upper) < lower)
+        entries.append(np.flatnonzero(chosen) + start * K)
+    return _label_sets(entries, P.shape)
+
+
+def _label_sets(entries: list[np.ndarray], shape: tuple[int, int]) -> csr_matrix:
+    """The matrix whose entries i K + k, ascending, are True."""
+    row, label = np.divmod(np.concatenate(entries), max(1, shape[1]))
+    indptr = np.searchsorted(row, np.arange(shape[0] + 1))
+    return csr_matrix((np.ones(len(label), bool), label, indptr), shape=shape)
 
 
 def _highest(P: np.ndarray, m: int) -> np.ndarray:

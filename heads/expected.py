@@ -11,9 +11,10 @@ for general b. The denominator holds S alone, so that one table suffices:
 
     f(k) = (1 + b^2) sum_s W_k(s) / (b^2 s + k),   W_k(s) = sum_{j <= k} p_j Q_j(s - 1),
 
-with Q_j the distribution of S - y_j: p_j Q_j(s - 1) = P(y_j = 1, S = s). Q_j comes from that
-of S by undoing one convolution, forwards where p_j <= 1/2 and backwards else, which
-never magnifies errors. This is O(K) for each s that can occur, for any b.
+with Q_j the distribution of S - y_j: p_j Q_j(s - 1) = P(y_j = 1, S = s) =: T_j(s). Q_j comes
+from that of S by undoing one convolution, forwards where p_j <= 1/2, T_j(s) = p_j / (1 - p_j)
+(P(S = s - 1) - T_j(s - 1)), and backwards else, which never magnifies errors. This is O(K) for
+each s that can occur, for any b.
 
 *Only the m highest labels are looked at one by one.* The others enter the
 distribution of S through their power sums sigma_r = sum p^r:
@@ -22,7 +23,9 @@ distribution of S through their power sums sigma_r = sum p^r:
 
 Cut after R terms, it moves the distribution by at most exp(d) - 1 in sum of absolute
 differences, d = sum_{r > R} 2^r sigma_r / r; as F is within [0, 1], f moves by half of that.
-(R = 1 is the Poisson distribution and Le Cam's bound.) Larger S than occur
+(R = 1 is the Poisson distribution and Le Cam's bound.) The smaller the probabilities the
+fewer terms they need, so that the next some hundred and all the rest have an R and a d of
+their own; d adds up. Larger S than occur
 with a probability that Chernoff's bound makes negligible are left out.
 
 *No set of more than m labels is better* if B = (1 + b^2) sum_s max(W_m(s) / (b^2 s + m),
@@ -42,13 +45,15 @@ from scipy.sparse import csr_matrix
 
 from heads.cuts import Limits
 from heads.inputs import check_beta, check_probabilities
+from heads.ordering import single
 from heads.parallel import worker_threads
 
 _ROWS = 1024  # images whose tables are made side by side, at most
-_ENTRIES = 1 << 18  # probabilities whose powers are held at once
+_ENTRIES = 1 << 16  # probabilities whose powers are held at once
+_NEXT = 8  # times as many labels have power sums apart from the rest
 _FIRST = 64  # labels that are looked at one by one, to begin with
 _TABLE = 1 << 16  # numbers of a table that fits into a fast cache
-_LARGEST = 1 / 32  # probability among the others for which the series is used
+_LARGEST = 1 / 32  # probability above which labels are looked at one by one
 _MEAN = 500.0  # of the number of others: exp(-mean) must not vanish
 _ROUNDING = 1e-15  # what counts as exact
 _TIE = 1e-13  # values that are closer differ by rounding only
@@ -136,8 +141,7 @@ def expected_fbeta_sets(
     step = min(_ROWS, max(64, n // 4))  # some blocks for each of a few threads
 
     def block(start: int) -> tuple[np.ndarray, np.ndarray, _Best]:
-        rows = P[start : start + step]
-        rows = rows.astype(np.promote_types(rows.dtype, np.float32), copy=False)
+        rows = single(P[start : start + step])
         best = _best(rows, search)
         return *_columns(rows, best), best
 
@@ -158,14 +162,12 @@ def expected_fbeta_sets(
 def _columns(P: np.ndarray, best: _Best) -> tuple[np.ndarray, np.ndarray]:
     """Columns of the best sets, row by row, and their number in each row."""
     chosen = best.least[:, None] <= P
-    rows, columns = np.nonzero(chosen)
-    tied = np.flatnonzero(np.bincount(rows, minlength=len(P)) > best.size)
+    tied = np.flatnonzero(np.count_nonzero(chosen, axis=1) > best.size)
     if len(tied):
         at_least, equal = chosen[tied], best.least[tied, None] == P[tied]
         room = best.size[tied] - np.count_nonzero(at_least & ~equal, axis=1)
         chosen[tied] = at_least & (~equal | (np.cumsum(equal, axis=1) <= room[:, None]))
-        columns = np.nonzero(chosen)[1]
-    return columns, best.size
+    return np.flatnonzero(chosen) % max(1, P.shape[1]), best.size
 
 
 def _best(P: np.ndarray, search: _Search) -> _Best:
@@ -180,18 +182,19 @@ def _best(P: np.ndarray, search: _Search) -> _Best:
     )
     if K == 0:
         return best
-    m = max(_FIRST, search.lower, 4 * int(np.median(P.sum(axis=1, dtype=np.float64))))
-    pending = np.arange(n)
+    likely = np.count_nonzero(P > _LARGEST, axis=1)
+    m, pending = max(_FIRST, search.lower), np.arange(n)
     while len(pending):
         m = min(m, K)
+        ready = pending[likely[pending] <= m]
         step = max(16, _TABLE // m)
-        for start in range(0, len(pending), step):
-            rows = pending[start : start + step]
+        for start in range(0, len(ready), step):
+            rows = ready[start : start + step]
             found = _best_among(P if len(rows) == n else P[rows], m, search)
             for name, values in vars(found).items():
                 getattr(best, name)[rows] = values
         pending = pending[~best.certain[pending]]
-        m *= 4
+        m *= 2
     return best
 
 
@@ -199,7 +202,7 @@ def _best_among(P: np.ndarray, m: int, search: _Search) -> _Best:
     """The best set of at most m labels; certain if no larger one can be better."""
     K = P.shape[1]
     head, largest, sums, bound = _split(P, m, search.tol / 2)
-    usable = _usable(largest, sums[0])
+    usable = sums[0] <= _MEAN
     sums *= usable
     top, mass = _largest_count(sums[0] + head.sum(axis=0), K, search.tol / 2)
     values, beyond = _values(head, largest, _distribution(head, sums, top), search.b2)
@@ -233,49 +236,46 @@ def _split(
         By how much leaving out the higher ones moves an expectation.
     """
     n, K = P.shape
-    head, largest, bound = np.empty((m, n)), np.zeros(n), np.zeros(n)
-    if m == K:
-        head[:] = -np.sort(-P, axis=1).T
-        return head, largest, np.zeros((1, n)), bound
+    head, largest, moved = np.empty((m, n)), np.zeros(n), np.zeros(n)
+    top = min(K, (1 + _NEXT) * m)
     parts = []
     step = max(1, _ENTRIES // K)
     for start in range(0, n, step):
         rows = slice(start, start + step)
-        parted = np.partition(P[rows], K - m - 1, axis=1)
-        head[:, rows] = -np.sort(-parted[:, K - m :], axis=1).T
-        largest[rows] = parted[:, K - m - 1]
-        others = parted[:, : K - m].astype(np.float64)
-        sums, bound[rows] = _power_sums(others, largest[rows], tol)
-        parts.append(sums)
-    sums = np.zeros((max(map(len, parts)), n))
-    for start, part in zip(range(0, n, step), parts, strict=True):
-        sums[: len(part), start : start + step] = part
-    return head, largest, sums, bound
+        parted = P[rows] if top == K else np.partition(P[rows], K - top, axis=1)
+        highest = -np.sort(-parted[:, K - top :], axis=1).astype(np.float64)
+        head[:, rows] = highest[:, :m].T
+        if m == K:
+            continue
+        largest[rows] = highest[:, m]
+        rest = parted[:, : K - top].astype(np.float64)
+        for others, limit in ((highest[:, m:], highest[:, m]), (rest, highest[:, -1])):
+            sums, d = _power_sums(others, limit, np.log1p(2 * tol) / 2)
+            moved[rows] += d
+            parts.append((rows, sums))
+    total = np.zeros((max((len(sums) for _, sums in parts), default=1), n))
+    for rows, sums in parts:
+        total[: len(sums), rows] += sums
+    return head, largest, total, np.expm1(moved) / 2
 
 
 def _power_sums(p: np.ndarray, largest: np.ndarray, tol: float) -> tuple[np.ndarray, np.ndarray]:
-    """sigma_1 ... sigma_R of rows p (n, K), R such that the rest matters less than `tol`."""
+    """sigma_1 ... sigma_R of rows p (n, K), and d <= tol, which is left out; shape (R, n), (n,)."""
     sums, powers = [p.sum(axis=1)], [p]
-    used = _usable(largest, sums[0])
-    q = np.where(used, largest, 0.0)
 
     def left_out() -> np.ndarray:
         # sum_{r > R} 2^r sigma_r / r <= 2^(R+1) sigma_R q / ((R + 1) (1 - 2 q))
         R = len(sums)
-        moved: np.ndarray = np.expm1(2 ** (R + 1) * sums[-1] * q / ((R + 1) * (1 - 2 * q))) / 2
-        return moved
+        d: np.ndarray = 2 ** (R + 1) * sums[-1] * largest / ((R + 1) * (1 - 2 * largest))
+        return d
 
-    while (bound := left_out()).max() > tol:
+    while (d := left_out()).max() > tol:
         R = len(sums) + 1
         if len(powers) < R - R // 2:
             powers.append(powers[-1] * p)
-        sums.append(np.einsum("ij,ij->i", powers[R // 2 - 1], powers[R - R // 2 - 1]))
-    return np.array(sums), bound
-
-
-def _usable(largest: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """(n,) bool: whether the series converges fast, and exp(-mean) does not vanish."""
-    return (largest <= _LARGEST) & (mean <= _MEAN)
+        a, b = powers[R // 2 - 1], powers[R - R // 2 - 1]
+        sums.append((a[:, None, :] @ b[:, :, None])[:, 0, 0])  # a product of rows by BLAS
+    return np.array(sums), d
 
 
 def _largest_count(mean: np.ndarray, K: int, tol: float) -> tuple[int, np.ndarray]:
@@ -331,17 +331,19 @@ def _values(
     """f(0) ... f(m), shape (m + 1, n), and B (n,), which no larger set exceeds."""
     m, n = head.shape
     p = np.concatenate([head, largest[None]])
-    forwards = np.where(p > 0.5, 0.0, p)
+    odds = np.where(p > 0.5, 0.0, p / (1 - np.minimum(p, 0.5)))
     backwards = _without_likely(p, total)
+    likely = p[: backwards.shape[1]] > 0.5
     size = np.arange(1, m + 1)[:, None]
     values, beyond = np.zeros((m + 1, n)), np.zeros(n)
-    others = np.zeros_like(p)  # Q_j(s - 1)
+    true, inside = np.zeros_like(p), np.empty((m, n))  # T_j(s), W_k(s) / (b2 s + k)
     for s in range(1, len(total)):
-        others = (total[s - 1] - forwards * others) / (1 - forwards)
-        likely = p[: backwards.shape[1]] > 0.5
-        np.copyto(others[: backwards.shape[1]], backwards[s - 1], where=likely)
-        true = p * others
-        inside = np.cumsum(true[:m], axis=0)
+        np.subtract(total[s - 1], true, out=true)
+        true *= odds
+        if len(likely):
+            few = p[: len(likely)] * backwards[s - 1]
+            np.copyto(true[: len(likely)], few, where=likely)
+        np.cumsum(true[:m], axis=0, out=inside)
         inside /= b2 * s + size
         values[1:] += inside
         beyond += np.maximum(inside[m - 1], true[m])

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.special import expit, logit
 
+from heads.ordering import log_products
 from heads.platt import PlattScaling, best_platt, binned, fit_platt, logits
 
 _BLOCK = 1 << 20  # probabilities that are looked at at once
@@ -26,8 +27,7 @@ _MOVES = 0.1  # expected positives from which on a label without any has a map o
 _STEPS = 50
 _HALVINGS = 40
 _TOL = 1e-10  # Newton decrement, in units of log-likelihood
-_FACTORS = 8  # of a product whose logarithm is taken at once
-_HIGHEST = 80.0  # margin whose exponential can be a factor
+_HIGHEST = 79.0  # margin whose exponential can be a factor
 
 
 @dataclass(frozen=True)
@@ -347,6 +347,4 @@ def _softplus_sums(margin: np.ndarray, known: np.ndarray | None) -> np.ndarray:
     if known is not None:
         factors *= known
     factors += 1
-    first = np.arange(0, margin.shape[1], _FACTORS)
-    total: np.ndarray = np.log(np.multiply.reduceat(factors, first, axis=1)).sum(axis=1)
-    return total + beyond
+    return log_products(factors) + beyond

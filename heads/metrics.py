@@ -7,12 +7,14 @@ neither as truth nor as prediction.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
 from heads.inputs import (
+    LabelledRows,
     Matrix,
     check_beta,
     check_boolean,
@@ -22,6 +24,7 @@ from heads.inputs import (
     check_weights,
     without,
 )
+from heads.ordering import log_products, single
 
 _BLOCK = 1 << 22  # entries of P that are held in float64 at once
 
@@ -175,56 +178,83 @@ def average_precision(
 
     Notes
     -----
-    O(n K log positives): the scores are binned between those of the positives
-    and never sorted.
+    O(n K) to leave out what is below the lowest score of a positive, and O(m log m) for the
+    m scores above; some labels or rows at a time.
     """
     rows = check_rows(P, Y, mask, sample_weight)
-    P, truth, weights, known = rows.P, rows.truth, rows.weight, rows.known()
     if average == "micro":
-        return _micro_precision(truth, P, known, weights)
+        return _micro_precision(rows)
     if average not in ("macro", None):
         raise ValueError(f"average is {average!r}; expected 'macro', 'micro' or None")
-    columns = truth.tocsc()
-    values = np.full(P.shape[1], np.nan)
-    for label in np.flatnonzero(np.diff(columns.indptr)).tolist():
-        at = columns.indices[columns.indptr[label] : columns.indptr[label + 1]]
-        scores, w = P[:, label], weights
-        if known is not None:
-            w = weights * known[:, label]
-        values[label] = _precision(scores[at], w[at], scores, w)
+    K = rows.P.shape[1]
+    columns, known, weights = rows.truth.tocsc(), rows.known(), _weights(rows.weight)
+    values = np.full(K, np.nan)
+    step = max(1, _BLOCK // max(1, len(rows.P)))
+    for start in range(0, K, step):  # labels side by side, so that memory is read in order
+        scores = single(np.ascontiguousarray(rows.P[:, start : start + step].T))
+        for label, of_label in enumerate(scores, start):
+            at = columns.indices[columns.indptr[label] : columns.indptr[label + 1]]
+            if len(at):
+                some = slice(None) if known is None else known[:, label]
+                w = weights[some] if isinstance(weights, np.ndarray) else weights
+                values[label] = _precision(of_label[at], rows.weight[at], [(of_label[some], w)])
     if average is None:
         return values
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else np.nan
 
 
-def _micro_precision(
-    truth: csr_matrix, P: np.ndarray, known: np.ndarray | None, weights: np.ndarray
-) -> float:
-    rows, labels = truth.nonzero()
-    scores, w = P.ravel(), np.repeat(weights, P.shape[1])
-    if known is not None:
-        scores, w = scores[known.ravel()], w[known.ravel()]
-    return _precision(P[rows, labels], weights[rows], scores, w)
+def _weights(weight: np.ndarray) -> float | np.ndarray:
+    """One number where all are equal: then they need not be sorted with the scores."""
+    same = len(weight) and (weight == weight[0]).all()
+    return float(weight[0]) if same else weight
+
+
+def _micro_precision(rows: LabelledRows) -> float:
+    at, weights = rows.truth.nonzero(), _weights(rows.weight)
+    step = max(1, _BLOCK // max(1, rows.P.shape[1]))
+
+    def parts() -> Iterator[tuple[np.ndarray, float | np.ndarray]]:
+        for start in range(0, len(rows.P), step):
+            some = slice(start, start + step)
+            scores, known = single(rows.P[some]), rows.known(some)
+            w = weights
+            if isinstance(w, np.ndarray):
+                w = np.repeat(w[some, None], scores.shape[1], axis=1)
+                w = w.ravel() if known is None else w[known]
+            yield scores.ravel() if known is None else scores[known], w
+
+    return _precision(single(rows.P[at]), rows.weight[at[0]], parts())
 
 
 def _precision(
-    positive: np.ndarray, positive_weight: np.ndarray, scores: np.ndarray, weights: np.ndarray
+    positive: np.ndarray,
+    positive_weight: np.ndarray,
+    parts: Iterable[tuple[np.ndarray, float | np.ndarray]],
 ) -> float:
-    """Average precision of one list; `positive` are the scores among `scores` that are true."""
+    """Average precision of a list of scores; `positive` are those among `parts` that are true."""
     cuts = np.unique(positive)
     total_right = positive_weight.sum()
     if not total_right > 0:
         return np.nan
-
-    def at_least(values: np.ndarray, w: np.ndarray) -> np.ndarray:
-        bins = np.searchsorted(cuts, values, side="right")
-        return np.bincount(bins, w, minlength=len(cuts) + 1)[:0:-1].cumsum()
-
-    right, chosen = at_least(positive, positive_weight), at_least(scores, weights)
-    gained = np.diff(right, prepend=0)
+    right = _reached(cuts, positive, positive_weight)
+    chosen = np.zeros(len(cuts))
+    for scores, weights in parts:
+        chosen += _reached(cuts, scores, weights)
+    gained = right - np.append(right[1:], 0)
     use = gained > 0  # a cut that only rows of weight zero reach
     return float(gained[use] @ (right[use] / chosen[use]) / total_right)
+
+
+def _reached(cuts: np.ndarray, scores: np.ndarray, weights: float | np.ndarray) -> np.ndarray:
+    """Weight of the scores that are at least each of the ascending cuts."""
+    above = scores >= cuts[0]
+    if not isinstance(weights, np.ndarray):
+        ordered = np.sort(scores[above])
+        return weights * (len(ordered) - np.searchsorted(ordered, cuts))
+    bins = np.searchsorted(cuts, scores[above], side="right") - 1
+    counts = np.bincount(bins, weights[above], minlength=len(cuts))
+    return counts[::-1].cumsum()[::-1]
 
 
 def log_loss(
@@ -255,18 +285,15 @@ def log_loss(
     step = max(1, _BLOCK // max(1, P.shape[1]))
     for start in range(0, P.shape[0], step):
         rows = slice(start, start + step)
-        p = np.clip(P[rows].astype(np.float64), eps, 1 - eps)
-        losses = -np.log1p(-p)
+        p = np.clip(single(P[rows]).astype(np.float64), eps, 1 - eps)
+        y = truth[rows].tocoo()
+        at = p[y.row, y.col]
         counts = np.full(len(p), P.shape[1], np.float64)
         if (known := given.known(rows)) is not None:
-            losses *= known
+            p *= known
             counts = known.sum(axis=1)
-        y = truth[rows].tocoo()
-        at = y.row, y.col
-        per_image = losses.sum(axis=1)
-        per_image -= np.bincount(
-            y.row, y.data * (np.log(p[at]) - np.log1p(-p[at])), minlength=len(p)
-        )
+        per_image = -log_products(1 - p)
+        per_image -= np.bincount(y.row, y.data * (np.log(at) - np.log1p(-at)), minlength=len(p))
         loss += float(weights[rows] @ per_image)
         count += float(weights[rows] @ counts)
     if not count > 0:

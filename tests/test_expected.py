@@ -129,9 +129,11 @@ def all_prefixes(p: np.ndarray, beta: float) -> np.ndarray:
     return np.array(values)
 
 
+@pytest.mark.parametrize("first", [4, 64])  # 4: the others are in two groups
 @pytest.mark.parametrize("beta", [0.5, 1.3, 2])
 @pytest.mark.parametrize("centre", [-7, -5, -3, 0, 3])
-def test_hundreds_of_labels(beta, centre):
+def test_hundreds_of_labels(monkeypatch, beta, centre, first):
+    monkeypatch.setattr(expected, "_FIRST", first)
     P = expit(np.random.default_rng(2).normal(centre, 2, size=(4, 200)))
     found = expected_fbeta_sets(P, beta)
     for p, value, size in zip(P, found.expected, np.diff(found.sets.indptr), strict=True):
@@ -193,6 +195,14 @@ def test_truncation_is_used(monkeypatch):
     P = expit(np.random.default_rng(4).normal(-6, 1, size=(5, 1000)))
     assert expected_fbeta_sets(P, tail_tol=1e-3).bound.max() > 1e-9
     assert expected_fbeta_sets(P).bound.max() < 1e-14
+
+
+def test_half_precision_is_taken_for_what_it_is():
+    P = expit(np.random.default_rng(9).normal(-6, 3, size=(70, 800))).astype(np.float16)
+    P[0, :3] = 0, 1, -0.0
+    half, double = expected_fbeta_sets(P), expected_fbeta_sets(P.astype(np.float64))
+    assert (half.sets != double.sets).nnz == 0
+    np.testing.assert_array_equal(half.expected, double.expected)
 
 
 def test_what_is_promised_is_kept_when_labels_are_drawn():
