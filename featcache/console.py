@@ -122,6 +122,14 @@ def duration(seconds: float) -> str:
     return f"{s // 3600} h {s % 3600 // 60:02d} min"
 
 
+def _per_time(rate: float) -> str:
+    """5/s; 12/min or 3/h where work is slow."""
+    for seconds, unit in ((1, "s"), (60, "min")):
+        if rate == 0 or rate * seconds >= 1:
+            return f"{rate * seconds:,.0f}/{unit}"
+    return f"{rate * 3600:,.0f}/h"
+
+
 class Progress:
     """A line with rate and time left: redrawn on a terminal, elsewhere a new one every minute.
 
@@ -154,7 +162,7 @@ class Progress:
         """``1,200 / 3,000 images, 410/s, 5 s left`` and the note."""
         left = (self.total - self.done) / self.rate if self.rate > 0 else 0.0
         ending = f", {duration(left)} left" if self.done < self.total and self.rate > 0 else ""
-        text = f"{self.done:,} / {self.total:,} {self.unit}, {self.rate:,.0f}/s{ending}"
+        text = f"{self.done:,} / {self.total:,} {self.unit}, {_per_time(self.rate)}{ending}"
         return f"{text}, {note}" if note else text
 
     def advance(self, count: int, note: str = "") -> None:

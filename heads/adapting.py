@@ -9,7 +9,9 @@ import numpy as np
 from featcache import FeatureCache
 from featcache.console import command_line, option, required
 from heads.adaptation import Adaptation
-from heads.commands import (
+from heads.domain_heads import DomainConfig
+from heads.experts import ExpertConfig
+from heads.fitting import (
     check_folds,
     held_out,
     parse_numbers,
@@ -17,8 +19,6 @@ from heads.commands import (
     sampled,
     versions,
 )
-from heads.domain_heads import DomainConfig
-from heads.experts import ExpertConfig
 from heads.gate import GateConfig
 from heads.metrics import fbeta_per_image
 from heads.storage import Head, refuse_existing, save

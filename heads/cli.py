@@ -1,4 +1,4 @@
-"""The command ``heads``: fit, adapt, blend, predict, score, export, report."""
+"""The command ``heads``: from caches to heads, blends, submissions and reports."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Sequence
 
 from featcache import __version__
 from featcache.console import Parser, add_options, from_arguments, run
-from heads import adapting, commands
+from heads import adapting, commands, verbs_of_many
 from heads.adapting import AdaptConfig
 from heads.chain import described
 from heads.commands import BlendConfig, FitConfig
 from heads.exporting import ExportConfig, export
 from heads.report import ReportConfig, report
 from heads.storage import Head, StoredBlend
+from heads.verbs_of_many import Verb
 
 EPILOG = """examples:
   heads fit caches/stage_1/resnet101.h5 --out heads/resnet101.h5
@@ -22,6 +23,8 @@ EPILOG = """examples:
       --method ridge --out heads/resnet101_both.h5
   heads adapt caches/stage_1/resnet101.h5 --source caches/validation/resnet101.h5 \\
       --out adapted/resnet101.h5
+  heads sweep caches/stage_1 --source caches/validation --grid grid.toml --out heads
+  heads list heads --sort f2
   heads blend heads/*.h5 --out blend.h5
   heads predict blend.h5 --caches caches/stage_2 --out submission.csv
   heads score submission.csv --labels solution.csv
@@ -132,12 +135,26 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"heads {__version__}")
     verbs = top.add_subparsers(metavar="VERB", required=True)
 
-    def verb(name: str, function: object, text: str) -> argparse.ArgumentParser:
-        added = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    def verb(name: str, function: object, text: str, epilog: str = "") -> argparse.ArgumentParser:
+        added = verbs.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         added.add_argument("--debug", action="store_true", help="show tracebacks")
         added.set_defaults(function=function)
         return added
 
+    _add_fitting(verb)
+    verbs_of_many.add(verb)
+    _add_blending(verb)
+    _add_results(verb)
+    return top
+
+
+def _add_fitting(verb: Verb) -> None:
     fit = verb("fit", _fit, "fit a head on a labelled cache, comparing dropout rates out of fold")
     fit.add_argument("cache", metavar="STAGE1.h5", help="labelled cache of the target domain")
     add_options(fit, FitConfig)
@@ -146,6 +163,9 @@ def parser() -> argparse.ArgumentParser:
     )
     adapt.add_argument("cache", metavar="STAGE1.h5", help="labelled cache of the target domain")
     add_options(adapt, AdaptConfig)
+
+
+def _add_blending(verb: Verb) -> None:
     blend = verb("blend", _blend, "choose the weights of several heads and one cut for all")
     blend.add_argument(
         "heads", nargs="+", metavar="HEAD.h5", help="files of `heads fit` or `adapt`"
@@ -167,6 +187,9 @@ def parser() -> argparse.ArgumentParser:
         help="adapted models do not look at the unlabelled images: Stage 1's own map",
     )
     predict.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+
+def _add_results(verb: Verb) -> None:
     score = verb("score", _score, "print the mean F-beta of a submission with its interval")
     score.add_argument("submission", metavar="submission.csv", help="image_id,labels")
     score.add_argument(
@@ -179,7 +202,6 @@ def parser() -> argparse.ArgumentParser:
     page = verb("report", _report, "write a page on a blend: what it is worth, why, and of what")
     page.add_argument("content", metavar="BLEND.h5", help="a blend or a head")
     add_options(page, ReportConfig)
-    return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,14 +24,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from scipy.sparse import csr_matrix
 
 from featcache.atomic import replacing
 from heads.blending import Blend
@@ -42,6 +40,7 @@ from heads.logistic import DropoutLogistic, DropoutLogisticCV
 from heads.ridge import DropoutRidge, DropoutRidgeCV
 from heads.stored_adaptation import read_adapted, write_adapted
 from heads.stored_decisions import plain_params, plain_value, read_decision, write_decision
+from heads.stored_scores import OutOfFold, put_strings, read_oof, strings, write_oof
 
 FORMAT = 2
 ESTIMATORS = {
@@ -50,30 +49,7 @@ ESTIMATORS = {
 # Kept in places of their own, or a function of others.
 _APART = frozenset({"coef_", "coef_init_", "cv_results_", "calibration_", "classes_"})
 # What reading a file raises in which something is missing, cut off or of another shape.
-_DAMAGE = (KeyError, IndexError, TypeError, ValueError, OSError)
-
-
-@dataclass
-class OutOfFold:
-    """Held-out probabilities of the labelled images of one domain, and their labels.
-
-    Attributes
-    ----------
-    ids : (n,) str
-    proba : (n, K) float32
-    Y : (n, K) CSR
-        True labels.
-    missed : (n,) int
-        True labels outside the K classes.
-    mask : (n, K) bool or None
-        True where a label is unknown.
-    """
-
-    ids: np.ndarray
-    proba: np.ndarray
-    Y: csr_matrix
-    missed: np.ndarray
-    mask: np.ndarray | None = None
+DAMAGE = (KeyError, IndexError, TypeError, ValueError, OSError)
 
 
 @dataclass
@@ -218,25 +194,33 @@ def load(path: str | os.PathLike[str]) -> Head | StoredBlend:
     ValueError
         If the file is none of ours, damaged, or of a newer format.
     """
+    with open_content(path) as file:
+        try:
+            return _read_head(file) if file.attrs["kind"] == "head" else _read_blend(file)
+        except DAMAGE as error:
+            raise ValueError(f"{path}: damaged ({error}); make or copy it again") from error
+
+
+def open_content(path: str | os.PathLike[str]) -> h5py.File:
+    """The file of a head or a blend, opened for reading.
+
+    Raises
+    ------
+    ValueError
+        If the file is none of ours, or of a newer format.
+    """
     try:
         file = h5py.File(path, "r")
     except OSError as error:
         reason = "no such file" if not os.path.exists(path) else f"not an HDF5 file ({error})"
         raise ValueError(f"{path}: {reason}; give a file made by `heads fit` or `blend`") from error
-    with file:
-        kind, version = file.attrs.get("kind"), file.attrs.get("format")
-        if kind not in ("head", "blend") or version is None:
-            raise ValueError(
-                f"{path}: no head or blend; give a file of `heads fit` or `heads blend`"
-            )
-        if version > FORMAT:
-            raise ValueError(
-                f"{path}: format {version}, this version reads up to {FORMAT}; upgrade"
-            )
-        try:
-            return _read_head(file) if kind == "head" else _read_blend(file)
-        except _DAMAGE as error:
-            raise ValueError(f"{path}: damaged ({error}); make or copy it again") from error
+    kind, version = file.attrs.get("kind"), file.attrs.get("format")
+    if kind in ("head", "blend") and version is not None and version <= FORMAT:
+        return file
+    file.close()
+    if kind not in ("head", "blend") or version is None:
+        raise ValueError(f"{path}: no head or blend; give a file of `heads fit` or `heads blend`")
+    raise ValueError(f"{path}: format {version}, this version reads up to {FORMAT}; upgrade")
 
 
 # ------------------------------------------------------------------------ heads
@@ -244,15 +228,15 @@ def load(path: str | os.PathLike[str]) -> Head | StoredBlend:
 
 def _write_head(group: h5py.Group, head: Head) -> None:
     _put_attributes(group, kind="head", format=FORMAT, provenance=head.provenance)
-    _put_strings(group, "classes/id", head.classes)
-    _put_strings(group, "classes/name", head.names)
+    put_strings(group, "classes/id", head.classes)
+    put_strings(group, "classes/name", head.names)
     if head.network_id is not None:
         group.attrs["network_id"] = head.network_id
     if isinstance(head.estimator, AdaptedModel):
         write_adapted(group.create_group("adapted"), head.estimator)
     else:
         _write_estimator(group, head)
-    _write_oof(group, head.oof)
+    write_oof(group, head.oof)
     if head.decision is not None:
         write_decision(group.create_group("decision"), head.decision)
 
@@ -281,7 +265,7 @@ def _write_estimator(group: h5py.Group, head: Head) -> None:
 
 
 def _read_head(group: h5py.Group) -> Head:
-    classes = _strings(group, "classes/id")
+    classes = strings(group, "classes/id")
     decision = _read_decision(group, len(classes))
     adapted = "adapted" in group
     head = Head(
@@ -291,10 +275,10 @@ def _read_head(group: h5py.Group) -> Head:
             else _read_estimator(group, len(classes))
         ),
         classes=classes,
-        names=_strings(group, "classes/name"),
+        names=strings(group, "classes/name"),
         network_id=group.attrs.get("network_id"),
         by_reference=not adapted and bool(group.attrs["by_reference"]),
-        oof=_read_oof(group),
+        oof=read_oof(group),
         provenance=json.loads(group.attrs["provenance"]),
         decision=decision,
     )
@@ -346,10 +330,10 @@ def _write_blend(group: h5py.Group, stored: StoredBlend) -> None:
     group["weights"] = blend.weights_
     for key, value in blend.path_.items():
         group[f"path/{key}"] = value
-    _put_strings(group, "model_names", np.array(stored.model_names))
+    put_strings(group, "model_names", np.array(stored.model_names))
     for m, model in enumerate(stored.models):
         _write_head(group.create_group(f"models/{m}"), model)
-    _write_oof(group, stored.oof)
+    write_oof(group, stored.oof)
     if stored.decision is not None:
         write_decision(group.create_group("decision"), stored.decision)
 
@@ -361,41 +345,18 @@ def _read_blend(group: h5py.Group) -> StoredBlend:
         setattr(blend, key, value)
     blend.weights_ = group["weights"][()]
     blend.path_ = {key: value[()] for key, value in group["path"].items()}
-    names = _strings(group, "model_names").tolist()
+    names = strings(group, "model_names").tolist()
     return StoredBlend(
         blend=blend,
         models=[_read_head(group[f"models/{m}"]) for m in range(len(names))],
         model_names=names,
-        oof=_read_oof(group),
+        oof=read_oof(group),
         provenance=json.loads(group.attrs["provenance"]),
         decision=_read_decision(group, blend.n_features_in_),
     )
 
 
 # ------------------------------------------------------------------------ parts
-
-
-def _write_oof(group: h5py.Group, oof: Mapping[str, OutOfFold]) -> None:
-    for domain, scores in oof.items():
-        part = group.create_group(f"oof/{domain}")
-        _put_strings(part, "ids", scores.ids)
-        part["proba"] = scores.proba.astype(np.float32, copy=False)
-        part["indptr"] = scores.Y.indptr
-        part["indices"] = scores.Y.indices
-        part["missed"] = scores.missed
-        if scores.mask is not None:
-            part.create_dataset("mask", data=scores.mask, compression="gzip")
-
-
-def _read_oof(group: h5py.Group) -> dict[str, OutOfFold]:
-    oof = {}
-    for domain, part in group.get("oof", {}).items():
-        proba, indices = part["proba"][()], part["indices"][()]
-        ones = np.ones(len(indices), np.float32)
-        Y = csr_matrix((ones, indices, part["indptr"][()]), shape=proba.shape)
-        mask = part["mask"][()] if "mask" in part else None
-        oof[domain] = OutOfFold(_strings(part, "ids"), proba, Y, part["missed"][()], mask)
-    return oof
 
 
 def _read_decision(group: h5py.Group, n_labels: int) -> Decision | None:
@@ -405,15 +366,3 @@ def _read_decision(group: h5py.Group, n_labels: int) -> Decision | None:
 def _put_attributes(group: h5py.Group, **values: Any) -> None:
     for key, value in values.items():
         group.attrs[key] = json.dumps(value) if isinstance(value, dict) else value
-
-
-def _put_strings(group: h5py.Group, name: str, values: np.ndarray) -> None:
-    encoded = [str(value).encode("utf-8") for value in values]
-    group.create_dataset(
-        name, data=encoded, dtype=h5py.string_dtype("utf-8"), shape=(len(encoded),)
-    )
-
-
-def _strings(group: h5py.Group, name: str) -> np.ndarray:
-    values = group[name].asstr()[()]
-    return np.array(values.tolist(), dtype=str)

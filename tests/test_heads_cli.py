@@ -28,8 +28,9 @@ from heads import (
     commands,
     cross_val_fbeta,
 )
-from heads.commands import FitConfig, sampled
+from heads.commands import FitConfig
 from heads.decisions import best_global_threshold
+from heads.fitting import sampled
 from heads.metrics import fbeta_per_image, mean_fbeta
 from heads.prediction import Predictor
 from heads.storage import load, save

@@ -277,7 +277,7 @@ def test_a_failure_leaves_no_file_and_keeps_the_old_one(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("heads.storage._write_oof", full)
+    monkeypatch.setattr("heads.storage.write_oof", full)
     with pytest.raises(ValueError, match=r"head\.h5.*space") as caught:
         save(path, simple, overwrite=True)
     assert "\n" not in str(caught.value)

@@ -1,0 +1,76 @@
+"""How are out-of-fold scores, and what is true of their images, kept in a group of an HDF5 file?
+
+``/oof/DOMAIN`` holds ``ids``, ``proba`` (n, K) float32, the labels that are true (``indptr``,
+``indices``), the number of true labels outside the classes (``missed``), and maybe ``mask``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+from scipy.sparse import csr_matrix
+
+
+@dataclass
+class OutOfFold:
+    """Held-out probabilities of the labelled images of one domain, and their labels.
+
+    Attributes
+    ----------
+    ids : (n,) str
+    proba : (n, K) float32
+    Y : (n, K) CSR
+        True labels.
+    missed : (n,) int
+        True labels outside the K classes.
+    mask : (n, K) bool or None
+        True where a label is unknown.
+    """
+
+    ids: np.ndarray
+    proba: np.ndarray
+    Y: csr_matrix
+    missed: np.ndarray
+    mask: np.ndarray | None = None
+
+
+def write_oof(group: h5py.Group, oof: Mapping[str, OutOfFold]) -> None:
+    """Write the scores of every domain."""
+    for domain, scores in oof.items():
+        part = group.create_group(f"oof/{domain}")
+        put_strings(part, "ids", scores.ids)
+        part["proba"] = scores.proba.astype(np.float32, copy=False)
+        part["indptr"] = scores.Y.indptr
+        part["indices"] = scores.Y.indices
+        part["missed"] = scores.missed
+        if scores.mask is not None:
+            part.create_dataset("mask", data=scores.mask, compression="gzip")
+
+
+def read_oof(group: h5py.Group) -> dict[str, OutOfFold]:
+    """The scores by domain; empty where there are none."""
+    oof = {}
+    for domain, part in group.get("oof", {}).items():
+        proba, indices = part["proba"][()], part["indices"][()]
+        ones = np.ones(len(indices), np.float32)
+        Y = csr_matrix((ones, indices, part["indptr"][()]), shape=proba.shape)
+        mask = part["mask"][()] if "mask" in part else None
+        oof[domain] = OutOfFold(strings(part, "ids"), proba, Y, part["missed"][()], mask)
+    return oof
+
+
+def put_strings(group: h5py.Group, name: str, values: np.ndarray) -> None:
+    """Write texts as utf-8."""
+    encoded = [str(value).encode("utf-8") for value in values]
+    group.create_dataset(
+        name, data=encoded, dtype=h5py.string_dtype("utf-8"), shape=(len(encoded),)
+    )
+
+
+def strings(group: h5py.Group, name: str) -> np.ndarray:
+    """(n,) str."""
+    values = group[name].asstr()[()]
+    return np.array(values.tolist(), dtype=str)
