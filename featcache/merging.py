@@ -29,7 +29,7 @@ from featcache.writing import CacheWriter, default_block_rows
 
 # What makes features comparable at all, and what may change their last bits.
 _WHAT = ("network", "network_id", "preprocessing", "views", "dtype")
-_HOW = ("device", "versions", "threads", "batch_size")
+_HOW = ("own_code", "device", "versions", "threads", "batch_size")
 _PARTIAL = ".partial"
 
 
