@@ -249,40 +249,62 @@ def on_gpu(root: Path, arch: str, repeats: int, **changes: Any) -> list[dict[str
     ]
 
 
+def rates(root: Path, n: int, quick: bool) -> list[dict[str, Any]]:
+    """On a CPU: with a worker for each core, and with none."""
+    make_images(root / "images", n, (640, 480))
+    cores = len(os.sched_getaffinity(0))
+    rows = []
+    for workers in (cores, 0):
+        here = root / str(workers)
+        here.mkdir()
+        (here / "images").symlink_to(root / "images")
+        repeats = 1 if quick else 3
+        rows += on_cpu(here, "resnet18", 224, repeats, workers=workers, threads=cores)
+    return rows
+
+
+def gpu_rates(root: Path, n: int) -> list[dict[str, Any]]:
+    """The six networks, at 224 px."""
+    make_images(root / "images", n, (640, 480))
+    workers = max(1, len(os.sched_getaffinity(0)) - 1)
+    rows = []
+    for arch in (*LARGE, *SMALL):
+        rows += on_gpu(root, arch, 3, workers=workers, batch_size=256)
+    return rows
+
+
+PARTS = ("rates", "memory", "gpu")
+
+
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a minute or two, with more noise")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto: both, if both there")
-    parser.add_argument("--images", type=int, default=0, help="pictures on a CPU")
+    parser.add_argument(
+        "--part",
+        choices=PARTS,
+        help="rates on a CPU, memory, or rates on a gpu; without it all that this machine can do",
+    )
+    parser.add_argument("--images", type=int, default=0, help="pictures of the part on a CPU")
     parser.add_argument("--memory", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
         print(memory(arguments.memory))
         return
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        if arguments.device in ("auto", "cpu"):
-            n = arguments.images or (192 if arguments.quick else 1024)
-            make_images(root / "images", n, (640, 480))
-            cores = len(os.sched_getaffinity(0))
-            for workers in (cores, 0):
-                here = root / str(workers)
-                here.mkdir()
-                (here / "images").symlink_to(root / "images")
-                repeats = 1 if arguments.quick else 3
-                rows += on_cpu(here, "resnet18", 224, repeats, workers=workers, threads=cores)
-            rows += memory_rows((500, 2_000) if arguments.quick else (10_000, 100_000))
-        if torch.cuda.is_available() and arguments.device in ("auto", "cuda"):
-            here = root / "gpu"
-            make_images(here / "images", 2_048 if arguments.quick else 16_384, (640, 480))
-            for arch in (*LARGE, *SMALL):
-                workers = max(1, len(os.sched_getaffinity(0)) - 1)
-                rows += on_gpu(here, arch, 3, workers=workers, batch_size=256)
-        else:
-            print("skipped: the part on a GPU, since torch sees none or --device is cpu")
-    report("extraction", rows, "Extraction against its parts")
+    quick = arguments.quick
+    for part in PARTS if arguments.part is None else [arguments.part]:
+        with tempfile.TemporaryDirectory() as folder:
+            if part == "rates":
+                found = rates(Path(folder), arguments.images or (192 if quick else 1024), quick)
+                report("extraction", found, "Extraction on a CPU against its parts")
+            elif part == "memory":
+                found = memory_rows((500, 2_000) if quick else (10_000, 100_000))
+                report("extraction_memory", found, "Memory of an extraction")
+            elif torch.cuda.is_available():
+                found = gpu_rates(Path(folder), 2_048 if quick else 16_384)
+                report("extraction_gpu", found, "Extraction on a GPU against its parts")
+            else:
+                print("skipped: the part on a GPU, since torch sees none")
 
 
 if __name__ == "__main__":

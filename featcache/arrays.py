@@ -4,15 +4,64 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_matrix, issparse
+from scipy.sparse import csr_matrix, issparse, spmatrix
 
 from featcache.annotations import Labels
 from featcache.contents import CacheContents, Names
 from featcache.errors import InputError, reason_of
 from featcache.layout import FEATURE_DTYPE
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What a caller says of features; see :meth:`featcache.cache.FeatureCache.write`."""
+
+    ids: Names
+    labels: Labels | spmatrix | np.ndarray | None = None
+    classes: Names | None = None
+    weight: Any = None
+    bias: Any = None
+    views: Sequence[str] | None = None
+    class_names: Names | None = None
+    valid: np.ndarray | None = None
+    reasons: Sequence[str | None] | None = None
+    provenance: Mapping[str, Any] | None = None
+
+    def around(self, features: Any) -> tuple[Any, CacheContents, list[str | None]]:
+        """Something that gives features row by row, all that is beside them, and reasons.
+
+        Raises
+        ------
+        InputError
+            If parts disagree.
+        """
+        source, (_, v, d) = as_features(features, len(self.ids))
+        weight, bias = as_array(self.weight), as_array(self.bias)
+        contents = CacheContents(
+            ids=np.asarray(self.ids),
+            views=as_views(self.views, v),
+            dim=d,
+            labels=as_labels(self.labels, self.ids, self.classes),
+            classes=self.classes,
+            class_names=self.class_names,
+            weight=weight,
+            bias=bias,
+            provenance=with_network_id(self.provenance or {}, weight, bias, d),
+        )
+        return source, contents, as_reasons(len(self.ids), self.valid, self.reasons)
+
+
+def as_array(values: Any) -> Any:
+    """A tensor of torch as an array, wherever it lies; all else as it is. Imports no torch."""
+    if not hasattr(values, "detach"):
+        return values
+    tensor = values.detach().cpu()
+    # NumPy has no bfloat16.
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 
 def as_features(features: Any, n: int) -> tuple[Any, tuple[int, int, int]]:
@@ -23,7 +72,11 @@ def as_features(features: Any, n: int) -> tuple[Any, tuple[int, int, int]]:
     InputError
         If there is not a row for each of `n` ids.
     """
-    source = features if hasattr(features, "shape") else np.asarray(features)
+    source = as_array(features)
+    try:
+        np.dtype(source.dtype)  # of what can be read a block at a time
+    except (AttributeError, TypeError):
+        source = np.asarray(source)
     shape = tuple(source.shape)
     if np.dtype(source.dtype).kind not in "fiub":
         raise InputError(f"features of type {source.dtype}; give real numbers")
@@ -69,7 +122,7 @@ def as_labels(labels: Any, ids: Names, classes: Names | None) -> Labels | None:
         same = classes is None or np.array_equal(labels.classes, np.asarray(classes, np.str_))
         return labels if same else labels.restrict(classes)
     try:
-        matrix = labels if issparse(labels) else np.asarray(labels, dtype=np.float32)
+        matrix = labels if issparse(labels) else np.asarray(as_array(labels), dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"labels are no matrix of numbers ({reason_of(error)}); give a column for each class, "
@@ -151,6 +204,10 @@ def with_network_id(
     One that is given stays; without a name or a last layer nothing tells the network,
     and there is none.
     """
+    if not isinstance(provenance, Mapping):
+        raise InputError(
+            f"provenance is {type(provenance).__name__}; give a dict, such as {{'network': NAME}}"
+        )
     name = provenance.get("network")
     if not name and weight is None:
         return dict(provenance)

@@ -8,13 +8,16 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from featcache.errors import InputError
+from featcache.imagefacts import refuse_changed
 from featcache.images import ImageSet, UnreadableImage, decode
 from featcache.views import (
     Augmentation,
@@ -124,26 +127,39 @@ class TrainingImages(Dataset[Item]):
 
 
 class ViewImages(Dataset[Item]):
-    """All views of an image; an item is a row."""
+    """All views of an image; an item is a row.
 
-    def __init__(self, images: ImageSet, recipe: Recipe) -> None:
+    With the `sizes` that the files had at the beginning, one that has another by now stops it.
+    """
+
+    def __init__(self, images: ImageSet, recipe: Recipe, sizes: np.ndarray | None = None) -> None:
         self.images = images
         self.recipe = recipe
+        self.sizes = sizes
         self._augmentations: dict[str, Augmentation] | None = None
 
     def __getitem__(self, row: int) -> Item:
         if self._augmentations is None:
             self._augmentations = self.recipe.augmentations()
         begun = time.perf_counter()
-        try:
-            image = decode(self.images.path(row))
-        except UnreadableImage as error:
-            size = self.recipe.preprocessing.image_size
-            blank = np.zeros((len(self._augmentations), 3, size, size), np.uint8)
-            return Item(row, blank, str(error), time.perf_counter() - begun)
+        image, reason = self._decoded(self.images.path(row))
+        if self.sizes is not None:
+            refuse_changed(self.images.path(row), int(self.sizes[row]))
         decoded = time.perf_counter()
-        views = self.recipe.render(image, str(self.images.ids[row]), self._augmentations)
-        return Item(row, views, None, decoded - begun, time.perf_counter() - decoded)
+        if image is None:
+            size = self.recipe.preprocessing.image_size
+            views = np.zeros((len(self._augmentations), 3, size, size), np.uint8)
+        else:
+            views = self.recipe.render(image, str(self.images.ids[row]), self._augmentations)
+        return Item(row, views, reason, decoded - begun, time.perf_counter() - decoded)
+
+    @staticmethod
+    def _decoded(path: Path) -> tuple[Image.Image | None, str | None]:
+        """The image, or why there is none."""
+        try:
+            return decode(path), None
+        except UnreadableImage as error:
+            return None, str(error)
 
 
 def epoch_batches(

@@ -14,8 +14,8 @@ from scipy.sparse import spmatrix
 
 from featcache import layout
 from featcache.annotations import Labels
-from featcache.arrays import as_features, as_labels, as_reasons, as_views, with_network_id
-from featcache.contents import CacheContents, Names
+from featcache.arrays import Given
+from featcache.contents import Names
 from featcache.errors import InputError
 from featcache.fitting import columns_of, positives, targets, trainable_rows
 from featcache.lookup import SEVERAL, Rows
@@ -78,7 +78,7 @@ class FeatureCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process maps the file itself; gigabytes never travel.
-        return _reopen, (self.path.absolute(), self._rows)
+        return _reopen, (self.path.absolute(), self._rows, self._file.identity)
 
     # ----------------------------------------------------- of the whole file
 
@@ -286,14 +286,26 @@ class FeatureCache:
     # ------------------------------------------------------------- the file
 
     def verify(self) -> list[tuple[int, int]]:
-        """Hash the features of the whole file again; O(1) memory.
+        """Hash the whole file again; O(1) memory.
 
         Returns
         -------
         bad : list of (start, stop)
-            Runs of rows that are not what was written; empty if all is well.
+            Runs of rows that are not what was written; empty if all is well, and all rows
+            if :meth:`damaged` names something beside the features.
+
+        Raises
+        ------
+        InputError
+            If the file was replaced since it was opened.
         """
-        return self._file.bad_blocks()
+        now = layout.read(self.path)
+        _refuse_replaced(now, self._file.identity)
+        return [(0, len(now.features))] if now.damaged() else now.bad_blocks()
+
+    def damaged(self) -> list[str]:
+        """Parts of the file beside the features that are not what was written; `verify` asks."""
+        return self._file.damaged()
 
     @staticmethod
     def write(
@@ -304,6 +316,7 @@ class FeatureCache:
         classes: Names | None = None,
         weight: np.ndarray | None = None,
         bias: np.ndarray | None = None,
+        *,
         views: Sequence[str] | None = None,
         class_names: Names | None = None,
         valid: np.ndarray | None = None,
@@ -315,7 +328,7 @@ class FeatureCache:
 
         Parameters
         ----------
-        features : (n, d) or (n, v, d) array, memmap or HDF5 dataset
+        features : (n, d) or (n, v, d) array, memmap, HDF5 dataset or tensor
             Rounded to float16; read a block at a time. Two dimensions are one view.
         ids : n str
         labels : Labels, sparse (n, K) or dense (n, K), optional
@@ -346,22 +359,11 @@ class FeatureCache:
         # Not at the top: only writing needs POSIX.
         from featcache.writing import CacheWriter
 
-        source, shape = as_features(features, len(ids))
-        contents = CacheContents(
-            ids=np.asarray(ids, dtype=np.str_),
-            views=as_views(views, shape[1]),
-            dim=shape[2],
-            labels=as_labels(labels, ids, classes),
-            classes=classes,
-            class_names=class_names,
-            weight=weight,
-            bias=bias,
-            provenance=with_network_id(provenance or {}, weight, bias, shape[2]),
-        )
-        whys = as_reasons(len(ids), valid, reasons)
+        parts = (ids, labels, classes, weight, bias, views, class_names, valid, reasons, provenance)
+        source, contents, whys = Given(*parts).around(features)
         with CacheWriter(path, contents, fingerprint={}, overwrite=overwrite, resume=False) as out:
             for start, stop in out.pending():
-                block = np.asarray(source[start:stop]).reshape(stop - start, *shape[1:])
+                block = np.asarray(source[start:stop]).reshape(-1, *contents.shape[1:])
                 out.write(start, block, whys[start:stop])
             return FeatureCache(out.finish())
 
@@ -385,6 +387,13 @@ class FeatureCache:
         return {name: text for name, text in facts.items() if text}
 
 
-def _reopen(path: Path, rows: np.ndarray | None) -> FeatureCache:
+def _reopen(path: Path, rows: np.ndarray | None, identity: str) -> FeatureCache:
     cache = FeatureCache(path)
+    _refuse_replaced(cache._file, identity)
     return cache if rows is None else FeatureCache._of(cache._file, rows)
+
+
+def _refuse_replaced(now: layout.CacheFile, identity: str) -> None:
+    """Its rows are those of other images by now, or of other features."""
+    if now.identity != identity:
+        raise InputError(f"{now.path}: was replaced since it was opened; open it again")

@@ -61,8 +61,9 @@ def open_folder(
     elif any(not item.name.startswith(".") for item in path.iterdir()):
         raise InputError(f"{path}: not empty and not a run; give another --out or empty the folder")
     # And comes first, for the same reason.
-    runs.write_text(path / runs.CONFIG, json.dumps(resolved, indent=1) + "\n")
     labels = data.train_labels
+    known = resolved | {runs.CLASS_IDS: runs.digest(labels.classes)}
+    runs.write_text(path / runs.CONFIG, json.dumps(known, indent=1) + "\n")
     names = labels.classes if labels.names is None else labels.names
     classes = zip(labels.classes, names, strict=True)
     runs.write_rows(path / runs.CLASSES, [("label_code", "description"), *classes])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from featcache import __version__
 from featcache.cache import FeatureCache
@@ -69,11 +70,13 @@ def _info(arguments: argparse.Namespace) -> None:
 def _verify(arguments: argparse.Namespace) -> int:
     status = 0
     for path in arguments.caches:
-        bad = FeatureCache(path).verify()
+        cache = FeatureCache(path)
+        parts, bad = cache.damaged(), cache.verify()
         if bad:
             status = 1
             rows = ", ".join(f"{start} to {stop - 1}" for start, stop in bad)
-            print(f"{path}: damaged in rows {rows}; extract it again with --overwrite")
+            what = f"damaged in {', '.join(parts)}, so in all" if parts else "damaged in"
+            print(f"{path}: {what} rows {rows}; extract it again with --overwrite")
         else:
             print(f"{path}: every block has its hash")
     return status
@@ -87,6 +90,71 @@ def _merge(arguments: argparse.Namespace) -> None:
     print(summary(FeatureCache(path)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """A verb: what does it, what its help says, its positional arguments and its options."""
+
+    name: str
+    function: Callable[[argparse.Namespace], int | None]
+    text: str
+    about: str
+    files: tuple[str, str] | None = None  # name and metavar
+    options: type | None = None
+
+
+VERBS = (
+    Verb(
+        "train",
+        _train,
+        "train a network from scratch",
+        "Stop it whenever you like (Ctrl-C, kill): the same command goes on, and the result "
+        "is that of an unbroken run.",
+        options=TrainingConfig,
+    ),
+    Verb(
+        "import",
+        _import,
+        "make a run of a network that was trained elsewhere",
+        "Its weights must be all those of the architecture and no others.",
+        options=ImportConfig,
+    ),
+    Verb(
+        "extract",
+        _extract,
+        "write the penultimate embeddings of an image set to a cache",
+        "Stop it whenever you like: the same command goes on. An image that cannot be read "
+        "keeps its row, marked invalid. On several GPUs: torchrun --nproc-per-node N -m -- "
+        "featcache extract --run RUN ... (the -- keeps torchrun from taking --run for its "
+        "own); any number of processes may go on with what others began.",
+        options=ExtractionConfig,
+    ),
+    Verb(
+        "info",
+        _info,
+        "show what is inside a cache, in one screen",
+        "Of a folder: a table of the caches in it and below, networks by image sets.",
+        files=("caches", "CACHE.h5|DIR"),
+    ),
+    Verb(
+        "verify",
+        _verify,
+        "hash every block again",
+        "Exit status 1 names the rows that are damaged.",
+        files=("caches", "CACHE.h5"),
+    ),
+    Verb(
+        "merge",
+        _merge,
+        "join caches of one network",
+        "Finished caches of different images (made on two machines, say) are joined in the order "
+        "given; unfinished parts (*.partial, with their *.journal beside) are those of one "
+        "extraction by several processes.",
+        files=("parts", "PART.h5"),
+        options=MergeConfig,
+    ),
+)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = Parser(
@@ -97,73 +165,20 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"featcache {__version__}")
     verbs = top.add_subparsers(metavar="VERB", required=True)
-
-    def verb(name: str, function: object, text: str, about: str = "") -> argparse.ArgumentParser:
+    for verb in VERBS:
         added = verbs.add_parser(
-            name,
-            help=text,
-            description=text[0].upper() + text[1:] + ". " + about,
+            verb.name,
+            help=verb.text,
+            description=f"{verb.text[0].upper()}{verb.text[1:]}. {verb.about}",
             formatter_class=argparse.HelpFormatter,
         )
         added.add_argument("--debug", action="store_true", help="show tracebacks")
-        added.set_defaults(function=function)
-        return added
-
-    add_options(
-        verb(
-            "train",
-            _train,
-            "train a network from scratch",
-            "Stop it whenever you like (Ctrl-C, kill): the same command goes on, and the result "
-            "is that of an unbroken run.",
-        ),
-        TrainingConfig,
-    )
-    add_options(
-        verb(
-            "import",
-            _import,
-            "make a run of a network that was trained elsewhere",
-            "Its weights must be all those of the architecture and no others.",
-        ),
-        ImportConfig,
-    )
-    add_options(
-        verb(
-            "extract",
-            _extract,
-            "write the penultimate embeddings of an image set to a cache",
-            "Stop it whenever you like: the same command goes on. An image that cannot be read "
-            "keeps its row, marked invalid. On several GPUs: torchrun --nproc-per-node N -m -- "
-            "featcache extract --run RUN ... (the -- keeps torchrun from taking --run for its "
-            "own); any number of processes may go on with what others began.",
-        ),
-        ExtractionConfig,
-    )
-    info = verb(
-        "info",
-        _info,
-        "show what is inside a cache, in one screen",
-        "Of a folder: a table of the caches in it and below, networks by image sets.",
-    )
-    info.add_argument("caches", nargs="+", metavar="CACHE.h5|DIR")
-    verify = verb(
-        "verify",
-        _verify,
-        "hash every block again",
-        "Exit status 1 names the rows that are damaged.",
-    )
-    verify.add_argument("caches", nargs="+", metavar="CACHE.h5")
-    joined = verb(
-        "merge",
-        _merge,
-        "join caches of one network",
-        "Finished caches of different images (made on two machines, say) are joined in the order "
-        "given; unfinished parts (*.partial, with their *.journal beside) are those of one "
-        "extraction by several processes.",
-    )
-    joined.add_argument("parts", nargs="+", metavar="PART.h5")
-    add_options(joined, MergeConfig)
+        added.set_defaults(function=verb.function)
+        if verb.files is not None:
+            name, metavar = verb.files
+            added.add_argument(name, nargs="+", metavar=metavar)
+        if verb.options is not None:
+            add_options(added, verb.options)
     return top
 
 

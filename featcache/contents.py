@@ -72,6 +72,8 @@ class CacheContents:
         ids = _names("ids", self.ids)
         if len(ids) == 0:
             raise InputError("no images: a cache needs at least one row; give at least one id")
+        if np.any(ids == ""):
+            raise InputError(f"ids: number {int(np.argmax(ids == ''))} is empty; give it a name")
         views = _names("views", self.views)
         if len(views) == 0 or len(set(views.tolist())) < len(views) or self.dim < 1:
             raise InputError(
@@ -241,9 +243,14 @@ def decoded(raw: np.ndarray) -> np.ndarray:
 
 
 def _names(what: str, values: Names) -> np.ndarray:
-    names = np.asarray(values, dtype=np.str_)
+    given = np.asarray(values)
+    names = given.astype(np.str_)
     if names.ndim != 1:
         raise InputError(f"{what} has shape {names.shape}; give a list of names")
+    if given.dtype.kind in "Of":  # where None and NaN would become names
+        nameless = [row for row, name in enumerate(given.tolist()) if name is None or name != name]
+        if nameless:
+            raise InputError(f"{what}: number {nameless[0]} is {given[nameless[0]]}, no name")
     return names
 
 

@@ -21,10 +21,11 @@ from featcache.contents import plain
 from featcache.embedding import Embedder
 from featcache.errors import InputError
 from featcache.filling import fill
-from featcache.imagefacts import file_contents, file_sizes
+from featcache.imagefacts import file_contents, file_sizes, told_sizes
 from featcache.images import ImageSet, find_images, read_ids
 from featcache.networks import classifier_name, network_id
 from featcache.outcome import is_at_rest, recorded_run, refuse_existing
+from featcache.owncode import source_digest
 from featcache.runs import CLASSES, Run
 from featcache.settings import ExtractionConfig
 from featcache.shares import share_from
@@ -47,7 +48,7 @@ def choose_images(config: ExtractionConfig) -> tuple[ImageSet, list[str]]:
     if not len(found):
         raise InputError(
             f"{config.ids}: none of its {len(ids):,} ids is an image below {config.images} "
-            f"(the first is {ids[0]!r}); files must be named by their ids"
+            f"(the first is {ids[0]!r}); an id is the name of a file without its ending"
         )
     if missing:  # a name that does not exist is decoded as such: the row stays, invalid
         names = dict(zip(found.ids.tolist(), found.files.tolist(), strict=True))
@@ -69,17 +70,26 @@ def choose_labels(
     )
     unused = ~np.isin(labels.ids, images.ids)
     selected = labels.select(images.ids)
+    inside = sum(m.nnz for m in (selected.positives, selected.negatives) if m is not None)
+    outside = int(selected.outside.sum())
     if say:
         print(
-            f"{int(selected.known.sum()):,} of {len(images):,} images have labels; "
-            f"{int(unused.sum()):,} labelled images are not among them"
-            + (f" ({' '.join(labels.ids[unused][:3])} ...)" if unused.any() else ""),
+            f"{int(selected.known.sum()):,} of {len(images):,} images have labels"
+            f"; {int(unused.sum()):,} labelled images are not among them"
+            + (f" ({' '.join(labels.ids[unused][:3])} ...)" if unused.any() else "")
+            + f"; {outside:,} labels are of no class of the network" * bool(outside),
             flush=True,
         )
     if not selected.known.any():
         raise InputError(
             f"{config.labels[0]}: no image below {config.images} has an entry in it; "
             f"its first id is {str(labels.ids[0])!r}"
+        )
+    if outside and not inside:
+        raise InputError(
+            f"{config.labels[0]}: none of the {outside:,} labels of these images is one of the "
+            f"{len(run.classes):,} classes in {run.path / CLASSES} (the first there is "
+            f"{str(run.classes[0])!r}); labels must be class ids of this network"
         )
     return selected
 
@@ -94,6 +104,12 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }
+
+
+def own_code(arch: str, views: str) -> dict[str, str]:
+    """Hashes of a user's own modules that make the network or the views; they have no version."""
+    names = {"--arch": arch, "--views": views}
+    return {name: source_digest(name, flag) for flag, name in names.items() if ":" in name}
 
 
 def extract(config: ExtractionConfig) -> Path | None:
@@ -138,7 +154,8 @@ def extract(config: ExtractionConfig) -> Path | None:
             "their rows will be marked invalid",
             flush=True,
         )
-    fingerprint = told(config, embedder, recipe, images)
+    sizes = file_sizes(images)
+    fingerprint = told(config, embedder, recipe, images, sizes)
     check_network(embedder, images, config.batch_size)
     weight, bias = embedder.head
     contents = CacheContents(
@@ -163,7 +180,7 @@ def extract(config: ExtractionConfig) -> Path | None:
     with writer:
         for message in writer.messages:
             print(message, flush=True)
-        fill(writer, embedder, batches.ViewImages(images, recipe), config, share)
+        fill(writer, embedder, batches.ViewImages(images, recipe, sizes), config, share)
         if not writer.finished:
             print(
                 f"{config.out}: process {share.rank} of {share.world} has made its images; "
@@ -175,7 +192,11 @@ def extract(config: ExtractionConfig) -> Path | None:
 
 
 def told(
-    config: ExtractionConfig, embedder: Embedder, recipe: Recipe, images: ImageSet
+    config: ExtractionConfig,
+    embedder: Embedder,
+    recipe: Recipe,
+    images: ImageSet,
+    sizes: np.ndarray,
 ) -> dict[str, Any]:
     """What a run may only be gone on with: the fingerprint.
 
@@ -184,7 +205,7 @@ def told(
     """
     facts = provenance(config, embedder, recipe)
     found = {k: v for k, v in facts.items() if k not in ("images", "labels", "ids", "run")}
-    found["file_sizes"] = file_sizes(images)
+    found["file_sizes"] = told_sizes(images, sizes)
     if config.hash_images:
         progress = Progress(len(images), "images hashed")
         found["file_contents"] = file_contents(images, config.workers, progress.advance)
@@ -221,6 +242,7 @@ def provenance(config: ExtractionConfig, embedder: Embedder, recipe: Recipe) -> 
         "network_id": network_id(embedder.network, run.preprocessing, layer),
         "preprocessing": asdict(run.preprocessing),
         "views": {"recipe": recipe.name, "seed": recipe.seed, "count": recipe.count},
+        "own_code": own_code(run.network.arch, recipe.name),
         "versions": versions(),
         "device": embedder.device.type,
         "dtype": embedder.precision,

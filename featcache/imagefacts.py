@@ -8,22 +8,54 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
+from featcache.errors import InputError
 from featcache.images import ImageSet
+
+ABSENT = -1  # in place of the size of a file that is not there
 
 _AHEAD = 256  # files that are read at a time; bounds the memory for what is waiting
 
 
-def file_sizes(images: ImageSet) -> str:
+def file_sizes(images: ImageSet) -> np.ndarray:
+    """(n,) int64: bytes of each file, :data:`ABSENT` where there is none."""
+    rows = range(len(images))
+    return np.fromiter((_size(images.path(row)) for row in rows), np.int64, len(images))
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return ABSENT
+
+
+def told_sizes(images: ImageSet, sizes: np.ndarray) -> str:
     """How many files of how many bytes, and a hash over ordered ids and sizes."""
-    digest, count, total = hashlib.sha256(), 0, 0
-    for row, image_id in enumerate(images.ids):
-        try:
-            size = os.path.getsize(images.path(row))
-            count, total = count + 1, total + size
-        except OSError:
-            size = -1
+    digest = hashlib.sha256()
+    for image_id, size in zip(images.ids, sizes, strict=True):
         digest.update(f"{image_id}\t{size}\n".encode())
-    return f"{count:,} files of {total:,} bytes {digest.hexdigest()}"
+    there = sizes[sizes != ABSENT]
+    return f"{len(there):,} files of {there.sum():,} bytes {digest.hexdigest()}"
+
+
+def refuse_changed(path: Path, size: int) -> None:
+    """After an image was read: does its file still have the `size` of the beginning?
+
+    Raises
+    ------
+    InputError
+        If not: half of a file that is being copied would become a bad image for good.
+    """
+    now = _size(path)
+    if now != size:
+        was, has = (f"{n:,} bytes" if n != ABSENT else "none" for n in (size, now))
+        raise InputError(
+            f"{path}: changes while images are extracted ({was} at first, {has} now); put it back "
+            "and run the same command again, or begin anew with --overwrite once nobody writes "
+            "to the folder"
+        )
 
 
 def file_contents(

@@ -86,6 +86,7 @@ def import_checkpoint(config: ImportConfig) -> Imported:
         "network": asdict(spec),
         "preprocessing": asdict(preprocessing),
         "part": part,
+        runs.CLASS_IDS: runs.digest(names),
         "versions": {"torch": torch.__version__, "timm": timm.__version__},
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ object                         shape, type          meaning
 ``/head/weight``, ``bias``     (K, d), (K,)         float32, the network's last layer
 ``provenance``                 attribute            JSON
 ``format``                     attribute            version of this table
+``sha256``                     attribute            JSON: hash of every object but the features
 =============================  ===================  =====================================
 
 Strings have a fixed length, and every dataset is contiguous: a reader maps the
@@ -30,6 +31,7 @@ file without it is unfinished.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -129,8 +131,21 @@ def complete(
         file["skipped/reason"] = encoded("reason", reasons)
         file["blocks/start"] = np.array([start for start, _ in blocks], "<i8")
         file["blocks/sha256"] = encoded("hash", np.array([digest for _, digest in blocks]))
-        file.attrs["provenance"] = json.dumps(plain(dict(provenance)))
+        told = plain(dict(provenance))
+        file.attrs["provenance"] = json.dumps(told)
+        found = {name: file[name][()] for name in _SHAPES if name in file}
+        file.attrs["sha256"] = json.dumps(_checksums(found, told))
         file.attrs["format"] = FORMAT
+
+
+def _checksums(arrays: Mapping[str, np.ndarray], provenance: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of everything but the features, whose blocks have theirs, by its name."""
+    parts: dict[str, Any] = {
+        name: np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+        for name, value in arrays.items()
+    }
+    texts = {"provenance": json.dumps(provenance).encode()}
+    return {name: hashlib.sha256(data).hexdigest() for name, data in {**parts, **texts}.items()}
 
 
 def _printable(reason: str) -> str:
@@ -185,6 +200,9 @@ class CacheFile:
         First byte of the features in the file.
     arrays : dict
         The other datasets by path, read-only views of the same map; texts encoded.
+    checksums : dict
+        SHA-256 of each of those and of the provenance, when the file was made; empty of files
+        that were made before these were kept.
     """
 
     path: Path
@@ -192,6 +210,13 @@ class CacheFile:
     offset: int
     arrays: Mapping[str, np.ndarray]
     provenance: Mapping[str, Any]
+    checksums: Mapping[str, str]
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of the ids and of the hashes of all features."""
+        parts = (self.arrays["ids"].tobytes(), self.arrays["blocks/sha256"].tobytes())
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
     @cached_property
     def ids(self) -> np.ndarray:
@@ -229,6 +254,12 @@ class CacheFile:
         """(first row, SHA-256 of the bytes) of each run of rows."""
         starts, hashes = self.arrays["blocks/start"], self._texts("blocks/sha256")
         return list(zip(starts.tolist(), hashes.tolist(), strict=True))
+
+    def damaged(self) -> list[str]:
+        """What beside the features is not what was written."""
+        now = _checksums(self.arrays, self.provenance)
+        names = sorted(self.checksums.keys() | now.keys()) if self.checksums else []
+        return [name for name in names if now.get(name) != self.checksums.get(name)]
 
     def bad_blocks(self) -> list[tuple[int, int]]:
         """Runs of rows [start, stop) whose bytes have another hash; O(1) memory."""
@@ -269,6 +300,7 @@ def read(path: str | os.PathLike[str]) -> CacheFile:
             features = _mapped(raw, file["features"])
             offset = file["features"].id.get_offset()
             provenance = json.loads(file.attrs["provenance"])
+            checksums = json.loads(file.attrs.get("sha256", "{}"))
     except (OSError, KeyError, json.JSONDecodeError) as error:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             raise InputError(
@@ -280,12 +312,14 @@ def read(path: str | os.PathLike[str]) -> CacheFile:
             f"{path}: not a readable cache ({reason}); make or copy it again"
         ) from None
     _audit(path, features, arrays)
-    return CacheFile(path, features, offset, arrays, provenance)
+    return CacheFile(path, features, offset, arrays, provenance, checksums)
 
 
 def _refuse_missing(path: Path) -> None:
     if path.is_file():
         return
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; open a .h5 file in it, or all by CacheSet")
     partial = path.with_name(path.name + ".partial")
     if partial.exists():
         raise InputError(

@@ -29,7 +29,7 @@ from featcache.writing import CacheWriter, default_block_rows
 
 # What makes features comparable at all, and what may change their last bits.
 _WHAT = ("network", "network_id", "preprocessing", "views", "dtype")
-_HOW = ("device", "versions", "threads", "batch_size")
+_HOW = ("own_code", "device", "versions", "threads", "batch_size")
 _PARTIAL = ".partial"
 
 
@@ -84,6 +84,11 @@ def merge(
 
 def _merge_caches(files: list[CacheFile], out: Path, mixed: bool, overwrite: bool) -> Path:
     first = files[0]
+    for file in files:
+        if file.damaged():
+            raise InputError(
+                f"{file.path}: damaged in {', '.join(file.damaged())}; copy it or extract it again"
+            )
     for other in files[1:]:
         _refuse_differing(first, other, mixed)
     ids = np.concatenate([file.ids for file in files])

@@ -16,7 +16,8 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from featcache.errors import InputError, reason_of
-from featcache.views import Preprocessing, load_object, normalise
+from featcache.owncode import load_object
+from featcache.views import Preprocessing, normalise
 
 
 @dataclass(frozen=True)

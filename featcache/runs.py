@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -55,6 +56,7 @@ FILES = (
     WEIGHTS,
 )  # fmt: skip
 FORMAT = 1  # of config.json
+CLASS_IDS = "class_ids"  # the key of :func:`digest` in it
 
 
 @dataclass(frozen=True)
@@ -96,18 +98,23 @@ class Run:
         if not (root / WEIGHTS).is_file():
             raise InputError(f"{root}: no {WEIGHTS} yet; let `featcache train` reach an evaluation")
         names = read_descriptions(root / CLASSES)
-        preprocessing = config["preprocessing"]
-        return cls(
-            path=root,
-            network=NetworkSpec(**config["network"]),
-            preprocessing=Preprocessing(
-                **preprocessing
-                | {"mean": tuple(preprocessing["mean"]), "std": tuple(preprocessing["std"])}
-            ),
-            classes=np.array(list(names)),
-            names=np.array(list(names.values())),
-            config=config,
-        )
+        try:
+            preprocessing = config["preprocessing"]
+            channels = {key: tuple(preprocessing[key]) for key in ("mean", "std")}
+            network = NetworkSpec(**config["network"])
+            resolved = Preprocessing(**preprocessing | channels)
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{root / CONFIG}: damaged (no {reason_of(error)}); train or import it again with "
+                "--overwrite"
+            ) from error
+        ids = list(names)
+        if len(ids) != network.num_classes or config.get(CLASS_IDS, digest(ids)) != digest(ids):
+            raise InputError(
+                f"{root / CLASSES}: {len(ids):,} classes that are not, in this order, the "
+                f"{network.num_classes:,} of the network's outputs; put the file of training back"
+            )
+        return cls(root, network, resolved, np.array(ids), np.array(list(names.values())), config)
 
     def load_network(self) -> nn.Module:
         """The network with its trained weights, in evaluation mode.
@@ -126,6 +133,11 @@ class Run:
                 f"{weights}: does not fit --arch {self.network.arch!r} ({reason_of(error)})"
             ) from error
         return network.eval()
+
+
+def digest(class_ids: Iterable[str]) -> str:
+    """SHA-256 of class ids in their order, by which ``config.json`` knows ``classes.csv``."""
+    return hashlib.sha256("\n".join(class_ids).encode()).hexdigest()
 
 
 def read_config(path: Path) -> dict[str, Any]:

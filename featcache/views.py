@@ -23,12 +23,14 @@ Both can be a user's own: any name that is asked for may be ``package.module:att
     blurred = from_torchvision(
         v2.Compose([v2.RandomResizedCrop(224), v2.GaussianBlur(9, (0.1, 3.0))])
     )
+
+An unfinished cache is only gone on with while the code of that module (the one file, but
+for its comments) is what it was; see :mod:`featcache.owncode`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +41,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
 from featcache.errors import InputError
+from featcache.owncode import load_object
 
 Augmentation = Callable[[Image.Image, int, np.random.Generator], Image.Image]
 _MARK = "__featcache_view_recipe__"
@@ -185,30 +188,6 @@ def strong(preprocessing: Preprocessing) -> Augmentation:
             ]
         )
     )
-
-
-def load_object(name: str, what: str) -> Any:
-    """The function or class behind ``package.module:attribute``.
-
-    Raises
-    ------
-    InputError
-        If the module cannot be imported or has no such function or class.
-    """
-    module_name, _, attribute = name.partition(":")
-    if not module_name or module_name.startswith(".") or not attribute:
-        raise InputError(f"{what} {name!r}: expected package.module:function")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise InputError(
-            f"{what} {name!r}: cannot import {module_name!r} ({error}); run from the folder that "
-            "holds it, or install it"
-        ) from error
-    found = getattr(module, attribute, None)
-    if not callable(found):
-        raise InputError(f"{what} {name!r}: {module_name} has no function {attribute!r}")
-    return found
 
 
 def augmentation(

@@ -273,6 +273,8 @@ def test_what_is_wrong_with_an_augmentation_is_one_line_from_a_worker_too(
 
 # --------------------------------------------------------------------- signals
 
+# macOS has no sigwaitinfo: workers there cannot know a signal of their parent from one to the
+# whole group, and what is tested here does not exist (see batches._leave_signals_to_parent).
 KNOWS_SENDERS = pytest.mark.skipif(
     not hasattr(signal, "sigwaitinfo"), reason="the system does not tell who sent a signal"
 )

@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from featcache import FeatureCache, InputError, Labels, layout
+from featcache.cli import main
+from featcache.merging import merge
 from featcache.summary import summary
 from featcache.writing import CacheContents, CacheWriter
 
@@ -214,6 +216,26 @@ def test_features_may_come_from_a_file(tmp_path: Path, features: np.ndarray) -> 
     np.testing.assert_array_equal(again.features, cache.features[::-1])
 
 
+def test_features_and_head_may_be_tensors(tmp_path: Path, features: np.ndarray) -> None:
+    torch = pytest.importorskip("torch", reason="torch is an extra")
+    tensor = torch.tensor(features, requires_grad=True)
+    layer = torch.nn.Linear(4, 3)
+    for values in (tensor, tensor.double(), tensor.bfloat16()):
+        cache = FeatureCache.write(
+            tmp_path / "x.h5",
+            values,
+            IDS,
+            labels=torch.ones((5, 3)),
+            weight=layer.weight,
+            bias=layer.bias,
+            overwrite=True,
+        )
+        expected = values.detach().float().numpy().astype(np.float16)
+        np.testing.assert_array_equal(cache.features, expected)
+        np.testing.assert_array_equal(cache.weight, layer.weight.detach().numpy())
+        np.testing.assert_array_equal(cache.bias, layer.bias.detach().numpy())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -228,6 +250,10 @@ def test_features_may_come_from_a_file(tmp_path: Path, features: np.ndarray) -> 
         ({"labels": np.ones((5, 2)), "classes": ["k"]}, "expected"),
         ({"valid": [True] * 4}, "4 valid flags"),
         ({"valid": [True] * 5, "reasons": ["why"] + [None] * 4}, "row 0 is valid, yet"),
+        ({"ids": ["a", "b", None, "d", "e"]}, "ids: number 2 is None, no name"),
+        ({"ids": [1.0, 2.0, 3.0, np.nan, 5.0]}, "ids: number 3 is nan, no name"),
+        ({"ids": ["a", "", "c", "d", "e"]}, "ids: number 1 is empty"),
+        ({"provenance": ["resnet"]}, "provenance is list; give a dict"),
     ],
 )
 def test_parts_that_disagree_are_refused(
@@ -356,6 +382,61 @@ def test_verify_names_the_rows(tmp_path: Path) -> None:
     assert FeatureCache(path).verify() == [(0, 10)]
 
 
+@pytest.mark.parametrize(
+    "part", ["ids", "valid", "labels/indices", "head/weight", "classes/id", "provenance"]
+)
+def test_a_flipped_bit_beside_the_features_is_found(
+    cache: FeatureCache, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whose labels would be learnt at the wrong class, or whose rows be those of another image."""
+    assert cache.damaged() == []
+    with h5py.File(cache.path, "r+") as file:
+        if part == "provenance":
+            file.attrs[part] = file.attrs[part].replace("resnet", "resmet")
+        elif part in ("ids", "classes/id"):
+            file[part][0] = b"z"
+        else:
+            file[part].write_direct(_flipped(file[part][()]))
+    damaged = FeatureCache(cache.path)
+    assert damaged.damaged() == [part]
+    assert damaged.verify() == [(0, 5)]
+    assert main(["verify", str(cache.path)]) == 1
+    assert f"damaged in {part}, so in all rows 0 to 4; extract" in capsys.readouterr().out
+    with pytest.raises(InputError, match=f"x.h5: damaged in {part}"):
+        merge([cache.path], cache.path.with_name("merged.h5"))
+
+
+def _flipped(values: np.ndarray) -> np.ndarray:
+    """Another first value."""
+    flat = values.reshape(-1)
+    flat[0] = not flat[0] if values.dtype == bool else flat[0] + 1
+    return values
+
+
+def test_caches_without_hashes_of_the_rest_are_read(cache: FeatureCache) -> None:
+    with h5py.File(cache.path, "r+") as file:
+        del file.attrs["sha256"]
+    old = FeatureCache(cache.path)
+    assert old.damaged() == []
+    assert old.verify() == []
+
+
+def test_a_cache_that_is_replaced_meanwhile(cache: FeatureCache, features: np.ndarray) -> None:
+    """What was opened stays what it was; what would look at the new file says so."""
+    some = cache.select(["c"])
+    sent = pickle.dumps(some)
+    before = some.features.copy()
+    FeatureCache.write(cache.path, features[::-1].copy(), IDS[::-1], overwrite=True)
+    np.testing.assert_array_equal(some.features, before)
+    assert cache.ids.tolist() == IDS
+    for look in (cache.verify, lambda: pickle.loads(sent)):
+        with pytest.raises(InputError, match=r"x\.h5: was replaced since .* open it again"):
+            look()
+    again = FeatureCache(cache.path)
+    assert again.ids.tolist() == IDS[::-1]
+    assert again.verify() == []
+
+
 # ------------------------------------------------------------------- refusal
 
 
@@ -368,7 +449,7 @@ def test_what_is_no_cache_is_refused(tmp_path: Path, cache: FeatureCache) -> Non
 
     bad, whole = tmp_path / "bad.h5", cache.path.read_bytes()
     refused("no such file; make it with")
-    refused("no such file", tmp_path)
+    refused("is a folder; open a .h5 file in it", tmp_path)
     bad.write_bytes(b"")
     refused("not a readable cache")
     bad.write_bytes(b"image_id,labels\n" * 1000)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -347,6 +349,7 @@ def test_labels_stand_beside_their_images(
     cache = extracted(**settings(labels=[str(file)]))
     printed = capsys.readouterr().out
     assert "4 of 38 images have labels; 1 labelled images are not among them (absent" in printed
+    assert "1 labels are of no class of the network" in printed
     labels = cache.labels
     assert labels is not None
     assert cache.classes.tolist() == ["blue", "green", "red", "white"]
@@ -388,6 +391,28 @@ def test_no_label_of_these_images_is_refused(settings: Settings, tmp_path: Path)
     with pytest.raises(InputError, match=r"other\.csv: no image .* 'elsewhere'"):
         extract(ExtractionConfig(**settings(labels=[str(tmp_path / "other.csv")])))
     assert not list(tmp_path.glob("x.h5*"))
+
+
+def test_labels_of_other_classes_alone_are_refused(settings: Settings, tmp_path: Path) -> None:
+    """Names in place of ids, say: the cache would say that nothing is to be seen anywhere."""
+    tiny.write_lists(tmp_path / "names.csv", {"i000": ["Red"], "i001": ["Green", "Blue"]})
+    with pytest.raises(InputError, match=r"names\.csv: none of the 3 labels .* 4 classes .*'blue'"):
+        extract(ExtractionConfig(**settings(labels=[str(tmp_path / "names.csv")])))
+    assert not list(tmp_path.glob("x.h5*"))
+
+
+@pytest.mark.parametrize("change", ["fewer", "order", "another"])
+def test_classes_that_are_not_those_of_the_outputs_are_refused(
+    settings: Settings, run: Path, tmp_path: Path, change: str
+) -> None:
+    """A label would stand at the output of another one."""
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    header, *lines = (other / "classes.csv").read_text().splitlines()
+    changed = {"fewer": lines[1:], "order": lines[::-1], "another": ["pink,pink", *lines[1:]]}
+    (other / "classes.csv").write_text("\n".join([header, *changed[change]]) + "\n")
+    with pytest.raises(InputError, match=r"classes\.csv: [34] classes .* the 4 of .* put the file"):
+        extract(ExtractionConfig(**settings(run=str(other))))
 
 
 def test_without_labels(settings: Settings, unbroken: FeatureCache) -> None:
@@ -584,6 +609,75 @@ def test_hashed_images_are_told_apart_where_sizes_are_not(
     (images / "i000.png").write_bytes(other)
     assert_refused(options, "run.file_contents")
     (images / "i000.png").write_bytes(first)
+    assert extracted(**options).features.tobytes() == unbroken.features.tobytes()
+
+
+OWN = """
+from PIL import ImageOps
+SIDES = {sides}
+
+def flipped(image, size, rng):
+    return (ImageOps.mirror if SIDES else ImageOps.flip)(image).resize((size, size))
+"""
+
+
+def test_a_recipe_of_other_code_is_refused(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name says nothing of what it does by now."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(sides: bool, more: str = "") -> None:
+        (tmp_path / "changing_views.py").write_text(OWN.format(sides=sides) + more)
+        sys.modules.pop("changing_views", None)
+        importlib.invalidate_caches()
+
+    options = settings(views="changing_views:flipped")
+    write(True)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(Interrupted):
+            extract(ExtractionConfig(**options))
+    write(False)
+    assert_refused(options, "run.own_code.changing_views:flipped")
+    write(True, more="# a comment changes nothing\n")
+    cache = extracted(**options)
+    assert set(cache.provenance["own_code"]) == {"changing_views:flipped", "tests.tiny:network"}
+    sys.modules.pop("changing_views")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("change", ["grown", "gone"])
+def test_images_that_change_meanwhile_stop_the_extraction(
+    settings: Settings,
+    data: Path,
+    unbroken: FeatureCache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+    change: str,
+) -> None:
+    """Half of a file that is being copied must not become a bad image for good."""
+    images = tmp_path / "images"
+    shutil.copytree(data / "images", images)
+    victim = images / "i035.png"
+    whole = victim.read_bytes()
+    options = settings(images=str(images), workers=workers)
+    real = extraction.told
+
+    def told(*arguments: Any) -> dict[str, Any]:
+        found = real(*arguments)
+        victim.write_bytes(whole + b"more") if change == "grown" else victim.unlink()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction, "told", told)
+        with pytest.raises(InputError, match=r"i035\.png: changes while .*put it back") as caught:
+            extract(ExtractionConfig(**options))
+    assert "\n" not in str(caught.value)
+    if change == "grown":
+        assert_refused(options, "run.file_sizes")
+    victim.write_bytes(whole)
     assert extracted(**options).features.tobytes() == unbroken.features.tobytes()
 
 

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from featcache import imagefacts
-from featcache.imagefacts import file_contents, file_sizes
+from featcache.errors import InputError
+from featcache.imagefacts import (
+    ABSENT,
+    file_contents,
+    file_sizes,
+    refuse_changed,
+    told_sizes,
+)
 from featcache.images import ImageSet, find_images
 
 
@@ -20,9 +27,26 @@ def images(tmp_path: Path) -> ImageSet:
 
 
 def test_sizes_say_how_much_there_is(images: ImageSet) -> None:
-    assert file_sizes(images).startswith("4 files of 6 bytes ")
+    assert file_sizes(images).tolist() == [1, 2, 3, 0]
+    before = told_sizes(images, file_sizes(images))
+    assert before.startswith("4 files of 6 bytes ")
     images.path(1).unlink()
-    assert file_sizes(images).startswith("3 files of 4 bytes ")
+    assert file_sizes(images).tolist() == [1, ABSENT, 3, 0]
+    assert told_sizes(images, file_sizes(images)).startswith("3 files of 4 bytes ")
+    images.path(1).write_bytes(b"zz")
+    assert told_sizes(images, file_sizes(images)) == before
+
+
+def test_a_file_that_changes_is_refused_with_both_sizes(images: ImageSet) -> None:
+    refuse_changed(images.path(2), 3)
+    refuse_changed(images.directory / "none.jpg", ABSENT)
+    with pytest.raises(InputError, match=r"c\.jpg: changes .*\(4 bytes at first, 3 bytes now\)"):
+        refuse_changed(images.path(2), 4)
+    with pytest.raises(InputError, match=r"\(none at first, 0 bytes now\); put it back"):
+        refuse_changed(images.path(3), ABSENT)
+    images.path(3).unlink()
+    with pytest.raises(InputError, match=r"\(0 bytes at first, none now\).*--overwrite"):
+        refuse_changed(images.path(3), 0)
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 256])

@@ -26,7 +26,6 @@ from featcache.views import (
     augmentation,
     checked,
     generator,
-    load_object,
     normalise,
     to_array,
     view_recipe,
@@ -481,15 +480,6 @@ def test_unknown_names_are_refused_in_one_line(name: str, own_module: str) -> No
         Recipe(name, 0, 1, SMALL).augmentations()
     assert repr(name) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_a_module_that_lacks_a_dependency_says_which(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "needy_views.py").write_text("import no_such_dependency\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(InputError, match="no_such_dependency"):
-        load_object("needy_views:f", "augmentation")
 
 
 @pytest.mark.parametrize("name", ["strong", "own_views:turned"])

@@ -1,0 +1,70 @@
+"""Which code of a user's own is behind ``package.module:attribute``, and is it what it was?"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib
+import inspect
+import textwrap
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from featcache.errors import InputError
+
+
+def load_object(name: str, what: str) -> Any:
+    """The function or class behind ``package.module:attribute``.
+
+    Raises
+    ------
+    InputError
+        If the module cannot be imported or has no such function or class.
+    """
+    return _found(name, what)[1]
+
+
+def _found(name: str, what: str) -> tuple[ModuleType, Any]:
+    module_name, _, attribute = name.partition(":")
+    if not module_name or module_name.startswith(".") or not attribute:
+        raise InputError(f"{what} {name!r}: expected package.module:function")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(
+            f"{what} {name!r}: cannot import {module_name!r} ({error}); run from the folder that "
+            "holds it, or install it"
+        ) from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise InputError(f"{what} {name!r}: {module_name} has no function {attribute!r}")
+    return module, found
+
+
+def source_digest(name: str, what: str) -> str:
+    """SHA-256 of the code of the module behind ``package.module:attribute``; empty: none to be had.
+
+    Comments and the layout of lines do not count, everything else in the module's file does:
+    what a function does often hangs on constants and helpers beside it. Code that the module
+    imports is not looked at. In a notebook the function alone is hashed.
+
+    Raises
+    ------
+    InputError
+        As :func:`load_object`.
+    """
+    module, found = _found(name, what)
+    file = getattr(module, "__file__", None)
+    try:
+        text = Path(file).read_bytes() if file else _typed_in(found)
+    except (OSError, TypeError):  # nothing has kept the text
+        return ""
+    with contextlib.suppress(SyntaxError, ValueError):  # a compiled module: its bytes
+        text = ast.dump(ast.parse(text)).encode()
+    return hashlib.sha256(text).hexdigest()
+
+
+def _typed_in(function: Any) -> bytes:
+    return textwrap.dedent(inspect.getsource(function)).encode()

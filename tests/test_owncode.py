@@ -1,0 +1,105 @@
+"""Code of a user's own is found, and told apart from what it was."""
+
+from __future__ import annotations
+
+import importlib
+import linecache
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from featcache.errors import InputError
+from featcache.owncode import load_object, source_digest
+
+CODE = """
+ANGLE = 10
+
+def helper(image):
+    return image.rotate(ANGLE)
+
+def turned(image, size, rng):
+    return helper(image).resize((size, size))
+"""
+Write = Callable[[str], None]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+    """Write the user's module, as a new process would find it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(code: str) -> None:
+        (tmp_path / "very_own.py").write_text(code)
+        sys.modules.pop("very_own", None)
+        importlib.invalidate_caches()
+
+    yield write
+    sys.modules.pop("very_own", None)
+
+
+def digest() -> str:
+    return source_digest("very_own:turned", "--views")
+
+
+def test_everything_that_the_module_does_counts(write: Write) -> None:
+    found = set()
+    for code in (
+        CODE,
+        CODE.replace("10", "90"),
+        CODE.replace("rotate", "reduce"),
+        CODE.replace("helper(image).resize", "image.resize"),
+        CODE + "import sys\n",
+    ):
+        write(code)
+        found.add(digest())
+    assert len(found) == 5
+
+
+def test_comments_and_layout_do_not(write: Write) -> None:
+    write(CODE)
+    before = digest()
+    write("# Comment.\n" + CODE.replace("10\n", "(\n    10  # degrees\n)\n\n\n"))
+    assert digest() == before != ""
+
+
+def test_the_file_counts_even_if_it_is_no_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import math as compiled
+
+    for data in (b"\x7fELF\xff", b"\x7fELF\xfe"):
+        (tmp_path / "very_own.so").write_bytes(data)
+        monkeypatch.setattr(compiled, "__file__", str(tmp_path / "very_own.so"), raising=False)
+        one = source_digest("math:sin", "--views")
+        assert one == source_digest("math:cos", "--views") != ""
+    (tmp_path / "very_own.so").write_bytes(b"\x7fELF\xff")
+    assert source_digest("math:sin", "--views") != one
+
+
+def test_a_function_of_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose module is no file, though the text of its cells is kept."""
+    found = []
+    for angle in (10, 90, 10):
+        cell = f"<cell {angle}>"
+        text = CODE.replace("10", str(angle)).partition("def turned")[0]
+        text += f"def turned(image, size, rng):\n    return image.rotate({angle})\n"
+        linecache.cache[cell] = (len(text), None, text.splitlines(True), cell)
+        names: dict[str, object] = {"__name__": "__main__"}
+        exec(compile(text, cell, "exec"), names)
+        main = sys.modules["__main__"]
+        monkeypatch.setattr(main, "__file__", None, raising=False)
+        monkeypatch.setattr(main, "turned", names["turned"], raising=False)
+        found.append(source_digest("__main__:turned", "--views"))
+    assert found[0] == found[2] != found[1]
+    monkeypatch.setattr(sys.modules["__main__"], "turned", len, raising=False)
+    assert source_digest("__main__:turned", "--views") == ""
+
+
+def test_a_module_that_lacks_a_dependency_says_which(write: Write) -> None:
+    write("import no_such_dependency\n")
+    with pytest.raises(InputError, match="no_such_dependency"):
+        load_object("very_own:turned", "augmentation")
+    with pytest.raises(InputError, match="no_such_dependency"):
+        digest()
