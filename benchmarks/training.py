@@ -36,9 +36,11 @@ from featcache.images import ImageSet, find_images
 from featcache.learner import Learner
 from featcache.networks import FACTS, autocast, training_spec
 from featcache.settings import TrainingConfig
+from featcache.views import normalise
 from featcache.world import World
 
 CLASSES, SIDE = 7_178, 224
+LR = 1e-4  # the steps are to stay finite, not to learn
 TARGET = 0.95, 0.9  # of the bare loop: on a CPU; on a GPU, from files
 TITLE = "A training step of each network"
 
@@ -52,7 +54,8 @@ def learner_of(arch: str, images: ImageSet, batch: int, device: torch.device) ->
         out="",
         batch_size=batch,
         image_size=SIDE,
-        lr=1e-4,  # the steps are to stay finite, not to learn
+        lr=LR,
+        weight_decay=0,
         warmup_steps=0,
         device=device.type,
     )
@@ -99,14 +102,15 @@ class Bench:
         self.bare.load_state_dict(self.learner.network.state_dict())
         self.bare = self.bare.to(memory_format=self.learner.spec.memory_format)
         self.optimizer = torch.optim.SGD(
-            self.bare.parameters(), lr=1e-4, momentum=0.9, nesterov=True, fused=True
+            self.bare.parameters(), lr=LR, momentum=0.9, nesterov=True, fused=True
         )
-        images = torch.randn(self.batch, 3, SIDE, SIDE, device=self.device)
+        pixels = self.inputs.pixels[:, 0].to(self.device)
+        images = normalise(pixels, self.learner.preprocessing)
         self.images = images.contiguous(memory_format=self.learner.spec.memory_format)
         self.targets = self.learner.targets(np.arange(self.batch), self.device).values
 
     def loop(self) -> None:
-        """Inputs and dense targets lie on the device as the network takes them."""
+        """The same step; inputs and dense targets lie on the device as the network takes them."""
         for _ in range(self.steps):
             self.optimizer.zero_grad(set_to_none=True)
             with autocast(self.learner.precision, self.device):
