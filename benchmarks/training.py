@@ -276,7 +276,7 @@ def main() -> None:
     given = parser.parse_args()
     device = torch.device(given.device)
     batch = given.batch_size or (2 if device.type == "cpu" else 64)
-    repeats = given.repeats or (3 if given.quick else 9)
+    repeats = given.repeats or (3 if given.quick else 15)
     if given.one:
         workers = len(os.sched_getaffinity(0)) - (device.type == "cuda")
         if given.files:

@@ -108,7 +108,10 @@ VERBS = (
         _train,
         "train a network from scratch",
         "Stop it whenever you like (Ctrl-C, kill): the same command goes on, and the result "
-        "is that of an unbroken run.",
+        "is that of an unbroken run. RUN gets the best weights, log.csv and curves.png by "
+        "epoch, and a README.md on what was trained and how well it does. On several GPUs or "
+        "machines: torchrun --nproc-per-node N -m -- featcache train ...; --batch-size stays "
+        "that of all together.",
         options=TrainingConfig,
     ),
     Verb(
