@@ -125,10 +125,11 @@ VERBS = (
         "extract",
         _extract,
         "write the penultimate embeddings of an image set to a cache",
-        "Stop it whenever you like: the same command goes on. An image that cannot be read "
-        "keeps its row, marked invalid. On several GPUs: torchrun --nproc-per-node N -m -- "
-        "featcache extract --run RUN ... (the -- keeps torchrun from taking --run for its "
-        "own); any number of processes may go on with what others began.",
+        "Stop it whenever you like: the same command goes on, and is refused if the network, the "
+        "views (and their code, if it is your own), the images or the labels are others by then. "
+        "An image that cannot be read keeps its row, marked invalid. On several GPUs: torchrun "
+        "--nproc-per-node N -m -- featcache extract --run RUN ... (the -- keeps torchrun from "
+        "taking --run for its own); any number of processes may go on with what others began.",
         options=ExtractionConfig,
     ),
     Verb(
