@@ -58,6 +58,8 @@ class Scored(LabelledRows):
             min_labels,
             max_labels,
         )
+        if not self.P.size:
+            return threshold
         return float(np.clip(threshold, self.P.min(), _above(self.P.max())))
 
     def fbeta(self, sets: csr_matrix) -> np.ndarray:

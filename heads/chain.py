@@ -70,6 +70,11 @@ class CalibratedDecision(Decision):
         groups: np.ndarray | None = None,
     ) -> CalibratedDecision:
         """Fit the parts; parameters as of every decision, P being probabilities."""
+        check_beta(self.beta)
+        if not (self.decision is None or isinstance(self.decision, Decision)):
+            raise ValueError(
+                f"decision is {self.decision!r}; expected a rule such as GlobalThreshold()"
+            )
         decision = ExpectedFBeta(self.beta) if self.decision is None else clone(self.decision)
         if decision.beta != self.beta:
             raise ValueError(

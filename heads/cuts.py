@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
+from numbers import Integral
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -46,12 +47,12 @@ class Limits:
     max_labels: int | None = None
 
     def __post_init__(self) -> None:
-        if self.min_labels < 0:
-            raise ValueError(f"min_labels is {self.min_labels}; expected 0 or more")
-        if self.max_labels is not None and self.max_labels < max(1, self.min_labels):
+        least, most = self.min_labels, self.max_labels
+        if not isinstance(least, Integral) or least < 0:
+            raise ValueError(f"min_labels is {least!r}; expected a whole number, 0 or more")
+        if most is not None and not (isinstance(most, Integral) and most >= max(1, least)):
             raise ValueError(
-                f"max_labels is {self.max_labels}; expected None, or at least 1 and "
-                f"min_labels = {self.min_labels}"
+                f"max_labels is {most!r}; expected None, or at least 1 and min_labels = {least}"
             )
 
     def within(self, K: int) -> tuple[int, int | None]:

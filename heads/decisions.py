@@ -291,7 +291,7 @@ class ExpectedFBeta(Decision):
         """Check the arguments and note the number of labels; there is nothing to learn."""
         check_beta(self.beta)
         Limits(self.min_labels, self.max_labels)
-        rows = check_rows(P, Y, mask, sample_weight, missed, probabilities=True)
+        rows = check_rows(P, Y, mask, sample_weight, missed, probabilities=True, unlabelled=True)
         self.n_features_in_ = rows.P.shape[1]
         return self
 

@@ -177,6 +177,13 @@ def test_degenerate_truth():
     assert constant.predict(P[:, :3] * 0 + 0.5).nnz in (0, 36)
 
 
+def test_no_labels_and_few_rows():
+    rule = PerClassThreshold(cv=2).fit(np.zeros((3, 0)), np.zeros((3, 0)))
+    assert rule.predict(np.zeros((5, 0))).shape == (5, 0)
+    P = np.array([[0.2, 0.9], [0.4, 0.1]])
+    assert PerClassThreshold(cv=2).fit(P, P > 0.3).predict(P[:1]).shape == (1, 2)
+
+
 def test_it_is_an_estimator():
     rule = PerClassThreshold(beta=1, strengths=(0, 5))
     assert clone(rule).get_params()["strengths"] == (0, 5)

@@ -14,7 +14,7 @@ from heads.chain import CalibratedDecision
 from heads.decisions import ExpectedFBeta, GlobalThreshold, PerClassThreshold
 from heads.metrics import mean_fbeta
 from heads.nested import cross_val_fbeta
-from heads.ridge import DropoutRidgeCV
+from heads.ridge import DropoutRidge, DropoutRidgeCV
 from heads.shift import PriorShift
 
 
@@ -84,6 +84,9 @@ def test_parameters_are_left_alone():
     [
         (CalibratedDecision(calibration="isotonic"), "calibration is 'isotonic'"),
         (CalibratedDecision(GlobalThreshold(beta=1)), "decision has beta 1"),
+        (CalibratedDecision("global"), "decision is 'global'; expected a rule"),
+        (CalibratedDecision(GlobalThreshold), "decision is .*; expected a rule"),
+        (CalibratedDecision(beta=np.nan), "beta is nan"),
     ],
 )
 def test_wrong_parts_are_named(chain, expected):
@@ -184,6 +187,15 @@ def test_a_constant_added_to_all_logits_changes_nothing():
     np.testing.assert_allclose(first.predict_proba(P), second.predict_proba(moved), atol=1e-5)
     a, b = (GlobalThreshold().fit(p, Y).predict(p) for p in (P, moved))
     assert (a != b).nnz == 0
+
+
+def test_what_a_head_must_be():
+    P, Y = case(16, n=30)
+    assert cross_val_fbeta(GlobalThreshold(), P.tolist(), Y, head=DropoutRidgeCV()).score > 0
+    with pytest.raises(ValueError, match="head is DropoutRidge, which gives no out-of-fold scores"):
+        cross_val_fbeta(GlobalThreshold(), P, Y, head=DropoutRidge())
+    with pytest.raises(ValueError, match="head_params has no effect without head"):
+        cross_val_fbeta(GlobalThreshold(), P, Y, head_params={"coef_init": P})
 
 
 def test_lengths_must_agree():
