@@ -94,6 +94,61 @@ def test_wrong_parts_are_named(chain, expected):
         chain.fit(*case(6))
 
 
+# ------------------------------------------------------- what every rule must stand
+
+RULES = [GlobalThreshold(), PerClassThreshold(cv=3), ExpectedFBeta(), CalibratedDecision()]
+Every = pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+
+
+@Every
+def test_rows_without_labels_and_labels_without_positives(rule):
+    P, Y = case(20, n=60)
+    P[::3], Y[::3] = 0, 0
+    P[:, 1], Y[:, 1] = 0, 0
+    sets = clone(rule).fit(P, Y).predict(P).toarray()
+    assert not sets[::3].any()
+    assert not sets[:, 1].any()
+    assert sets.any()
+
+
+@Every
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_constant_scores_give_all_images_the_same(rule, value):
+    P, Y = case(21, n=60)
+    P[:] = value
+    sets = clone(rule).fit(P, Y).predict(P).toarray()
+    assert (sets == sets[0]).all()
+
+
+@Every
+def test_one_label(rule):
+    P, Y = case(22, n=60)
+    common = [int(Y.sum(axis=0).argmax())]
+    sets = clone(rule).fit(P[:, common], Y[:, common]).predict(P[:, common])
+    assert sets.shape == (60, 1)
+    assert 0 < sets.nnz < 60
+
+
+@Every
+def test_scores_and_truth_that_are_none_are_named(rule):
+    P, Y = case(23, n=60)
+    fitted, bad, wrong = clone(rule).fit(P, Y), P.copy(), Y.astype(float)
+    bad[3, 2], wrong[4, 1] = np.nan, 0.5
+    for call in (lambda: clone(rule).fit(bad, Y), lambda: fitted.predict(bad)):
+        with pytest.raises(ValueError, match="P is nan at row 3, label 2"):
+            call()
+    with pytest.raises(ValueError, match=r"Y is 0\.5 at row 4, label 1"):
+        clone(rule).fit(P, wrong)
+
+
+@Every
+def test_label_sets_of_permuted_images_are_the_permuted_ones(rule):
+    P, Y = case(24, n=60)
+    order = np.random.default_rng(0).permutation(60)
+    fitted = clone(rule).fit(P, Y)
+    assert (fitted.predict(P)[order] != fitted.predict(P[order])).nnz == 0
+
+
 # -------------------------------------------------------------- honest scores
 
 

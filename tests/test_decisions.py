@@ -224,6 +224,18 @@ def test_nothing_known_and_no_labels():
     assert best_global_threshold(P[:, :0], P[:, :0] > 0) == (np.inf, 1)
 
 
+@SETTINGS
+@given(case=cases(), eighths=st.integers(-800, 800))
+def test_a_constant_added_to_all_scores_and_the_threshold_changes_nothing(case, eighths):
+    P, Y, options, limits = case
+    scores, constant = np.round(8 * P.astype(np.float64)) / 8, eighths / 8  # sums are exact
+    first, score = best_global_threshold(scores, Y, **options)
+    second, same = best_global_threshold(scores + constant, Y, **options)
+    assert (first + constant, score) == (second, same)
+    sets, moved = apply_threshold(scores, first, *limits), scores + constant
+    assert (sets != apply_threshold(moved, first + constant, *limits)).nnz == 0
+
+
 def test_only_the_order_of_scores_decides_the_label_sets():
     rng = np.random.default_rng(1)
     Y = rng.random((40, 10)) < 0.2
