@@ -62,8 +62,9 @@ class Blend(ShowsResults):
         With domains: the first one (of the first row) is the target and decides alone, among
         blends whose score on each other domain is at most this much below that
         of the best single model there. Greedy only.
-    rows_per_domain : int, optional
-        Of a domain with more rows only that many are used, chosen by `random_state`.
+    source_rows : int or None
+        With domains: of each but the first at most that many rows choose the weights, drawn by
+        `random_state`; None: all. Threshold and `score_` are of all rows.
     cv : int, splitter or iterable of (train, test), optional
         Repeat the whole selection in these folds, which keep groups together, and score
         it on the images left out. Takes as long again for each fold. Default: do not.
@@ -122,7 +123,7 @@ class Blend(ShowsResults):
         loss: str = "log",
         domain_weights: Mapping[Any, float] | None = None,
         max_source_loss: float | None = None,
-        rows_per_domain: int | None = None,
+        source_rows: int | None = 2000,
         cv: Any = None,
         random_state: int = 0,
     ) -> None:
@@ -135,7 +136,7 @@ class Blend(ShowsResults):
         self.loss = loss
         self.domain_weights = domain_weights
         self.max_source_loss = max_source_loss
-        self.rows_per_domain = rows_per_domain
+        self.source_rows = source_rows
         self.cv = cv
         self.random_state = random_state
 
@@ -296,8 +297,8 @@ class Blend(ShowsResults):
 class _Data:
     """Everything that a blend is fitted on.
 
-    `rows` are the numbers of the rows of each domain that are used, ascending;
-    `weight` (n,) gives each domain its weight, and rows that are not used none.
+    `rows` are the numbers of the rows of each domain that choose the weights, ascending;
+    `weight` (n,) gives all rows of each domain together its weight.
     """
 
     stack: Stack
@@ -326,16 +327,13 @@ class _Data:
             raise ValueError("P has no rows; a blend needs at least one image")
         truth, unknown = check_truth(Y, mask, stack.shape)
         found, rows = _rows_by_domain(domains, n)
-        if blend.rows_per_domain is not None:
-            rng = np.random.default_rng(blend.random_state)
-            most = blend.rows_per_domain
-            rows = [
-                np.sort(rng.permutation(own)[:most]) if len(own) > most else own for own in rows
-            ]
         shares = _domain_weights(blend, found)
         weight = np.zeros(n)
         for own, share in zip(rows, shares, strict=True):
             weight[own] = share * n / len(own)
+        rng = np.random.default_rng(blend.random_state)
+        most = blend.source_rows
+        rows[1:] = [np.sort(rng.permutation(own)[:most]) for own in rows[1:]]
         return cls(stack, truth, unknown, check_missed(missed, n), found, rows, shares, weight)
 
     def used(self) -> np.ndarray:

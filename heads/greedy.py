@@ -85,7 +85,7 @@ class _Sum:
         at = np.flatnonzero(matters)
         known = np.count_nonzero(matters[self.at]) == len(at)
         if not known or len(at) < _THINNER * len(self.at):
-            self.score = self.entries.score[:, at]
+            self.score = self.entries.score.take(at, axis=1)
             self.at, self.image = at, self.entries.image[at]
             self.right = int(np.searchsorted(at, self.entries.right))
         self.some = self.total[self.at]
@@ -99,9 +99,11 @@ class _Sum:
         else:
             score = self.some + self.score[model]
             image, right, floor = self.image, self.right, self.lifted[model]
-        above = np.flatnonzero(score > floor)
-        right = int(np.searchsorted(above, right))
-        return Bounds(score[above], image[above], right, floor, entries.truth, self.near)
+        above = score > floor
+        if np.count_nonzero(above) < _THINNER * len(above):
+            at = np.flatnonzero(above)
+            score, image, right = score[at], image[at], int(np.searchsorted(at, right))
+        return Bounds(score, image, right, floor, entries.truth, self.near)
 
 
 @dataclass

@@ -21,6 +21,7 @@ from heads.ordering import contains
 from heads.stacks import Stack
 
 TINY = 1e-6  # probabilities are kept this far from 0 and 1 before taking logits
+_NONE = 1e-12  # labels of an image without any
 _ROOM = 1 << 31  # bytes that scores may take in single precision
 _LOOK = 256  # images that the floors are guessed from
 
@@ -46,14 +47,21 @@ class Truth:
     beta: float
 
     @cached_property
-    def weighted_true(self) -> np.ndarray:
-        """b^2 |y_i| in single precision."""
-        return (self.beta**2 * self.true).astype(np.float32)
+    def none(self) -> np.ndarray:
+        """(n,): added above and below the fraction, makes it 1 where an image has no label: 0/0."""
+        return np.where(self.true > 0, 0, _NONE)
 
     @cached_property
     def factor(self) -> np.ndarray:
-        """What tp_i / (b^2 |y_i| + passed_i) counts, in single precision; 0/0 as 1."""
-        return (self.share * np.where(self.true > 0, 1 + self.beta**2, 1)).astype(np.float32)
+        """(n,): what (none_i + tp_i) / (none_i + b^2 |y_i| + passed_i) counts in the mean."""
+        return self.share * np.where(self.true > 0, 1 + self.beta**2, 1)
+
+    @cached_property
+    def single(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`none`, b^2 |y_i| and `factor` in single precision."""
+        parts = (self.none, self.beta**2 * self.true, self.factor)
+        none, weighted, factor = (part.astype(np.float32) for part in parts)
+        return none, weighted, factor
 
     def score(self, right: np.ndarray, predicted: np.ndarray) -> float:
         """Mean F-beta from the counts of each image."""
