@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,6 +14,7 @@ from heads.inputs import check_scores
 
 Models: TypeAlias = "np.ndarray | Sequence[np.ndarray | str | os.PathLike[str]]"
 
+_Path = (str, os.PathLike)
 _CHUNK = 1 << 26  # bytes of all models' scores that are looked at at once
 _ONE = np.float16(1).view(np.uint16)
 
@@ -27,10 +29,13 @@ class Stack:
         In memory, or mapped from files.
     names : list of M str
         What a model is called where it is refused.
+    maps : list of maps
+        Those that were made here; what was read of them is given back block by block.
     """
 
     models: list[np.ndarray]
     names: list[str]
+    maps: list[mmap.mmap] = field(default_factory=list)
 
     @classmethod
     def of(cls, P: Models, names: Sequence[str] | None = None) -> Stack:
@@ -49,12 +54,13 @@ class Stack:
         if not named:
             raise ValueError("P holds no models; give (M, n, K) scores with M >= 1")
         models = [_opened(p, name) for p, name in zip(P, named, strict=True)]
+        own = [p for p, given in zip(models, P, strict=True) if isinstance(given, _Path)]
         for p, name in zip(models, named, strict=True):
             if p.shape != models[0].shape:
                 raise ValueError(
                     f"{name} has shape {p.shape}, but {named[0]} has shape {models[0].shape}"
                 )
-        return cls(models, named)
+        return cls(models, named, [p._mmap for p in own])  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
         return len(self.models)
@@ -72,7 +78,13 @@ class Stack:
 
     def take(self, models: np.ndarray) -> Stack:
         """Some of the models, by their numbers."""
-        return Stack([self.models[m] for m in models], [self.names[m] for m in models])
+        return Stack([self.models[m] for m in models], [self.names[m] for m in models], self.maps)
+
+    def release(self) -> None:
+        """Give back the memory of what was read of maps that were made here."""
+        for mapped in self.maps:
+            if hasattr(mapped, "madvise"):  # not on Windows
+                mapped.madvise(mmap.MADV_DONTNEED)
 
     def blocks(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         """Some rows (ascending) at a time and each model's scores there, checked.
@@ -92,10 +104,11 @@ class Stack:
             for p, name in zip(block, self.names, strict=True):
                 _refuse_no_probabilities(p, name, some)
             yield some, block
+            self.release()
 
 
 def _opened(p: Any, name: str) -> np.ndarray:
-    if isinstance(p, str | os.PathLike):
+    if isinstance(p, _Path):
         p = np.load(p, mmap_mode="r", allow_pickle=False)
     if getattr(p, "ndim", None) == 2 and getattr(p, "dtype", None) in (
         np.float16,
