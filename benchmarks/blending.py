@@ -122,7 +122,7 @@ def one_domain(M: int, n: int, K: int, steps: int) -> list[dict[str, Any]]:
     run = timed(lambda: Blend(max_steps=steps, patience=steps).fit(data.P, data.Y), 1)
     greedy, seconds = run.result, run.median
     again = best_global_threshold(_mean(data.P, greedy.weights_), data.Y)[1]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"what": "greedy, own cut", "size": size, "seconds": seconds, "ratio": 1.0}
         | held_out(data, unseen, greedy.weights_)
         | {"F2": greedy.score_, "recomputed": again}
@@ -236,13 +236,13 @@ def main() -> int:
         return 0
     suffix = "_quick" if arguments.quick else ""
     if arguments.transfer:
-        rows = transfer(arguments.caches, arguments.quick)
-        report(f"blending_transfer{suffix}", rows, "F2 of blends, 95 % bootstrap over images")
+        title = "F2 of blends, 95 % bootstrap over images"
+        report(f"blending_transfer{suffix}", transfer(arguments.caches, arguments.quick), title)
         return 0
     M, n, n_source, K, steps = (
         (12, 200, 400, 60, 5) if arguments.quick else (300, 1000, 10_000, 500, arguments.steps)
     )
-    rows = []
+    rows: list[dict[str, Any]] = []
     if "one" in arguments.parts:
         rows += one_domain(M, n, K, steps)
     if "two" in arguments.parts:
