@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,10 @@ from heads.honest import nested
 from heads.inputs import Matrix, check_beta, check_missed, check_truth
 from heads.markup import Markup
 from heads.parallel import Map, worker_threads
-from heads.pareto import efficient
+from heads.pareto import pareto_front
 from heads.results import ShowsResults, weights_table
 from heads.screening import Entries, Truth, screened, space
-from heads.selecting import Choice, Rule, choose, single_scores
+from heads.selecting import Choice, Rule, choose
 from heads.simplex import LOSSES
 from heads.stacks import Models, Stack
 
@@ -62,6 +62,9 @@ class Blend(ShowsResults):
         With domains: the first one (of the first row) is the target and decides alone, among
         blends whose score on each other domain is at most this much below that
         of the best single model there. Greedy only.
+    trade_offs : iterable of float
+        With domains: weights of the first one, from 0 to 1, at which the greedy method is
+        repeated to fill `pareto_`; each takes as long again.
     source_rows : int or None
         With domains: of each but the first at most that many rows choose the weights, drawn by
         `random_state`; None: all. Threshold and `score_` are of all rows.
@@ -86,8 +89,10 @@ class Blend(ShowsResults):
     domains_ : list of D
         Domains in the order of `path_`; one, None, if none were given.
     pareto_ : dict of arrays
-        With several domains: "model" (-1: a blend), "step" (0: a single model), "score" (R, D)
-        and whether no other row beats it ("efficient").
+        With several domains, a row a blend, all that :class:`heads.plots.ParetoDisplay` draws:
+        each model alone, each step, and the best step for each of `trade_offs`. "weights"
+        (R, M), "score" (R, D), "target_score" (of the first domain) and "source_score" (mean of
+        the others), whether no other row beats it ("efficient"), and which one this is ("chosen").
     nested_ : dict
         With `cv`: "score" of images left out with its 95 % interval "low" and "high", that of
         the "uniform" mean of all models, and the "gain" over it with "gain_low", "gain_high".
@@ -123,6 +128,7 @@ class Blend(ShowsResults):
         loss: str = "log",
         domain_weights: Mapping[Any, float] | None = None,
         max_source_loss: float | None = None,
+        trade_offs: Iterable[float] = (),
         source_rows: int | None = 2000,
         cv: Any = None,
         random_state: int = 0,
@@ -136,6 +142,7 @@ class Blend(ShowsResults):
         self.loss = loss
         self.domain_weights = domain_weights
         self.max_source_loss = max_source_loss
+        self.trade_offs = trade_offs
         self.source_rows = source_rows
         self.cv = cv
         self.random_state = random_state
@@ -179,8 +186,8 @@ class Blend(ShowsResults):
         data = _Data.of(self, P, Y, domains, mask, missed, names)
         folds = None if self.cv is None else data.folds(self.cv, groups, self.random_state)
         with worker_threads() as run:
-            kept, choice, held_out = self._selected(data, folds, run)
-        self.weights_ = choice.weights
+            found = self._selected(data, folds, run)
+        self.weights_ = found.choice.weights
         self.domains_ = data.names
         self.n_features_in_ = data.stack.shape[1]
         used = data.used()
@@ -192,10 +199,16 @@ class Blend(ShowsResults):
             data.weight[used],
             data.missed[used],
         )
-        self._keep_path(kept, choice)
-        if held_out is not None:
-            self.nested_ = held_out
-            self.nested_score_ = held_out["score"]
+        path = found.choice.path
+        if path is None:
+            self.path_ = {"model": np.array([-1]), "score": np.array([self.score_])}
+        else:
+            self.path_ = {"model": path.model, "score": path.value, "domain_score": path.score}
+        if found.front is not None:
+            self.pareto_ = found.front
+        if found.nested is not None:
+            self.nested_ = found.nested
+            self.nested_score_ = found.nested["score"]
             self.optimism_ = self.score_ - self.nested_score_
         return self
 
@@ -233,10 +246,8 @@ class Blend(ShowsResults):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
 
-    def _selected(
-        self, data: _Data, folds: list[Fold] | None, run: Map
-    ) -> tuple[list[Entries], Choice, dict[str, float] | None]:
-        """Entries that can matter, what is chosen on them, and its honest score."""
+    def _selected(self, data: _Data, folds: list[Fold] | None, run: Map) -> _Selected:
+        """What is chosen on the entries that can matter; deeper ones are read where needed."""
         logits, depth = self.average == "logit", _DEPTH
         if self.method == "simplex" and len(data.stack) * np.prod(data.stack.shape) <= _ALL:
             depth = np.inf
@@ -254,28 +265,14 @@ class Blend(ShowsResults):
             kept = [data.entries(d, self.beta, logits, depth) for d in range(len(data.rows))]
             try:
                 choice = choose(kept, rule, run)
-                if folds is None:
-                    return kept, choice, None
-                return kept, choice, nested(kept, data.rows, folds, rule, run).results()
+                front = held_out = None
+                if len(kept) > 1 and choice.path is not None:
+                    front = pareto_front(kept, choice.path, rule, self.trade_offs, run)
+                if folds is not None:
+                    held_out = nested(kept, data.rows, folds, rule, run).results()
+                return _Selected(choice, front, held_out)
             except TooShallow:
                 depth *= _DEEPER
-
-    def _keep_path(self, kept: list[Entries], choice: Choice) -> None:
-        path = choice.path
-        if path is None:
-            self.path_ = {"model": np.array([-1]), "score": np.array([self.score_])}
-            return
-        self.path_ = {"model": path.model, "score": path.value, "domain_score": path.score}
-        if len(kept) > 1:
-            alone = single_scores(kept)
-            score = np.concatenate([alone, path.score])
-            M, S = len(alone), len(path.model)
-            self.pareto_ = {
-                "model": np.r_[np.arange(M), np.full(S, -1)],
-                "step": np.r_[np.zeros(M, int), np.arange(1, S + 1)],
-                "score": score,
-                "efficient": efficient(score),
-            }
 
     def _blended(self, stack: Stack, rows: np.ndarray) -> np.ndarray:
         """Blended probabilities of some rows, of which no more than a block is read at once."""
@@ -291,6 +288,15 @@ class Blend(ShowsResults):
         if self.average == "logit":
             return np.asarray(expit(total))
         return np.minimum(total, 1, out=total)  # rounded weights may add up to a little more
+
+
+@dataclass(frozen=True)
+class _Selected:
+    """The choice, the front of several domains, and the honest score, where asked for."""
+
+    choice: Choice
+    front: dict[str, np.ndarray] | None
+    nested: dict[str, float] | None
 
 
 @dataclass(frozen=True)

@@ -441,19 +441,25 @@ def test_the_source_loses_no_more_than_allowed(allowed: float) -> None:
 def test_the_front_holds_what_nothing_else_beats() -> None:
     P, Y = rare(4, 6, 80, 30)
     domains = np.repeat(["a", "b"], 40)
-    blend = Blend(max_steps=6).fit(P, Y, domains)
+    halves = [domains == "a", domains == "b"]
+    blend = Blend(max_steps=6, trade_offs=(0, 0.5, 1)).fit(P, Y, domains)
     front = blend.pareto_
-    assert len(front["model"]) == 6 + len(blend.path_["model"])
-    np.testing.assert_array_equal(front["score"][6:], blend.path_["domain_score"])
-    for m in range(6):
-        alone = [
-            best_global_threshold(P[m, rows], Y[rows])[1]
-            for rows in (domains == "a", domains == "b")
-        ]
-        np.testing.assert_allclose(front["score"][m], alone, atol=1e-12)
+    steps = len(blend.path_["model"])
+    assert len(front["score"]) == 6 + steps + 3
+    np.testing.assert_array_equal(front["score"][6 : 6 + steps], blend.path_["domain_score"])
+    np.testing.assert_array_equal(front["weights"][front["chosen"]], [blend.weights_])
+    for weights, score in zip(front["weights"], front["score"], strict=True):
+        mean = np.tensordot(weights, P, 1)
+        cuts = [best_global_threshold(mean[rows], Y[rows])[1] for rows in halves]
+        np.testing.assert_allclose(score, cuts, atol=1e-12)
+    for share, row in zip((0.0, 0.5, 1.0), front["weights"][-3:], strict=True):
+        other = Blend(max_steps=6, domain_weights={"a": share, "b": 1 - share})
+        np.testing.assert_array_equal(other.fit(P, Y, domains).weights_, row)
     for row, score in enumerate(front["score"]):
         better = (front["score"] >= score).all(1) & (front["score"] > score).any(1)
         assert front["efficient"][row] == (not better.any())
+    with pytest.raises(ValueError, match="trade_offs has 2; expected numbers from 0 to 1"):
+        Blend(max_steps=2, trade_offs=(2,)).fit(P, Y, domains)
 
 
 def test_a_sorted_start_takes_the_best_models_first() -> None:
