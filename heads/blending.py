@@ -62,7 +62,7 @@ class Blend(ShowsResults):
         With domains: the first one (of the first row) is the target and decides alone, among
         blends whose score on each other domain is at most this much below that
         of the best single model there. Greedy only.
-    trade_offs : iterable of float
+    trade_offs : iterable of float, optional
         With domains: weights of the first one, from 0 to 1, at which the greedy method is
         repeated to fill `pareto_`; each takes as long again.
     source_rows : int or None
@@ -128,7 +128,7 @@ class Blend(ShowsResults):
         loss: str = "log",
         domain_weights: Mapping[Any, float] | None = None,
         max_source_loss: float | None = None,
-        trade_offs: Iterable[float] = (),
+        trade_offs: Iterable[float] | None = None,
         source_rows: int | None = 2000,
         cv: Any = None,
         random_state: int = 0,
@@ -267,7 +267,7 @@ class Blend(ShowsResults):
                 choice = choose(kept, rule, run)
                 front = held_out = None
                 if len(kept) > 1 and choice.path is not None:
-                    front = pareto_front(kept, choice.path, rule, self.trade_offs, run)
+                    front = pareto_front(kept, choice.path, rule, self.trade_offs or (), run)
                 if folds is not None:
                     held_out = nested(kept, data.rows, folds, rule, run).results()
                 return _Selected(choice, front, held_out)
