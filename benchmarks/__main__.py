@@ -12,6 +12,7 @@ TOOLS = {
     "__init__",
     "__main__",
     "decision_domains",
+    "blending_transfer",
     "heads_peers",
     "measure",
     "problems",

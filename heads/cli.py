@@ -14,6 +14,7 @@ from heads.chain import described
 from heads.commands import BlendConfig, FitConfig
 from heads.exporting import ExportConfig, export
 from heads.report import ReportConfig, report
+from heads.results import honest_text
 from heads.storage import Head, StoredBlend
 from heads.verbs_of_many import Verb
 
@@ -74,8 +75,15 @@ def _blend(arguments: argparse.Namespace) -> None:
     print(
         f"{arguments.out}: {len(stored.models)} of {len(arguments.heads)} heads, "
         f"F{stored.blend.beta:g} {stored.blend.score_:.4f} at cut {stored.blend.threshold_:.4f} "
-        f"on the rows that chose them (so an optimistic figure); {_deciding(stored)}"
+        f"on the rows that chose them{_honest(stored)}; {_deciding(stored)}"
     )
+
+
+def _honest(stored: StoredBlend) -> str:
+    nested = stored.provenance["nested"]
+    if nested is None:
+        return " (so an optimistic figure)"
+    return f", {honest_text(nested, nested['optimism'])}"
 
 
 def _deciding(content: Head | StoredBlend) -> str:

@@ -39,6 +39,7 @@ class BlendConfig:
         "greedy", "how the weights are chosen", choices=("greedy", "simplex", "uniform")
     )
     average: str = option("probability", "what is averaged", choices=("probability", "logit"))
+    cv: int = option(5, "folds in which the whole choice is repeated for an honest score; 0: none")
     decision: str = option("expected", DECISIONS, choices=NAMED)
     min_labels: int = option(0, "labels that an image gets at least")
     max_labels: int | None = option(None, "labels that an image gets at most (default: any number)")
@@ -76,8 +77,14 @@ def blend(config: BlendConfig) -> StoredBlend:
                 f"{path}: was fitted on other labels of these images than {config.heads[0]}; "
                 "fit all heads on the same labels"
             )
-    fitted = Blend(beta=config.beta, method=config.method, average=config.average)
-    fitted.fit(scores, target.Y, mask=target.mask, missed=target.missed)
+    fitted = Blend(
+        beta=config.beta,
+        method=config.method,
+        average=config.average,
+        cv=min(config.cv, cv) or None,
+    )
+    names = [str(path) for path in config.heads]
+    fitted.fit(scores, target.Y, mask=target.mask, missed=target.missed, names=names)
     P = fitted.predict_proba(scores)
     blended = replace(target, proba=P)
     used = np.flatnonzero(fitted.weights_ > 0)
@@ -98,6 +105,7 @@ def blend(config: BlendConfig) -> StoredBlend:
             "heads": [str(path) for path in config.heads],
             "weights": weights,
             "score": fitted.score_,
+            "nested": fitted.nested_ | {"optimism": fitted.optimism_} if fitted.cv else None,
             "decision": decide(decision, blended, cv),
         },
     )
