@@ -105,7 +105,7 @@ def _renewed(
         return None
     source = ""
     if made.source:
-        found = _called(made.source, new)
+        found = _called(made.source, [other for other in new if other is not cache])
         if found is None:
             raise ValueError(
                 f"was fitted with {made.source}, of which there is no new one; give a cache "

@@ -55,7 +55,7 @@ def config(data: Path, tmp_path: Path, grid: str = GRID, **more: object) -> Swee
 
 
 def weights(path: Path) -> np.ndarray:
-    return synthetic.load_head(path)._stored_coef()[1]
+    return synthetic.load_head(path).changed()[1]
 
 
 def test_every_combination_is_made_and_is_what_its_command_makes(
