@@ -169,6 +169,9 @@ def test_a_head_is_no_better_than_itself(data: Path, capsys: pytest.CaptureFixtu
     for line in lines:
         assert "difference +0.0000 [+0.0000, +0.0000]" in line
         assert line.endswith("no difference can be told")
+    assert main(["compare", path, str(data / "heads/mix.h5")]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == "note: the weights of a blend were chosen on these images, which favours it"
 
 
 def test_rows_are_paired_by_id_and_only_common_ones_count(data: Path, tmp_path: Path) -> None:

@@ -241,3 +241,11 @@ def test_half_precision_is_enough(tmp_path: Path) -> None:
     found = file.scores(rows, file.columns(np.array(synthetic.CLASSES)))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, good_scores(TARGET)[::-1], atol=1e-3)
+
+
+def test_a_report_of_a_blend_with_scores(data: Path, tmp_path: Path) -> None:
+    theirs = write(tmp_path / "bob.h5", TARGET.ids, P=good_scores(TARGET))
+    blended(data, theirs, tmp_path / "b.h5", method="uniform")
+    page = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "b.h5"), "--out", str(page)]) == 0
+    assert ">bob<" in page.read_text()

@@ -190,6 +190,9 @@ def test_wrong_caches_are_refused_before_anything_is_made(data: Path, tmp_path: 
     with pytest.raises(ValueError, match="its networks match none of the caches net0, net1"):
         sweep(config(data, tmp_path, 'networks = "resnet*"'))
     assert not (tmp_path / "out").exists()
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match="out: is a file; give --out the name of a folder"):
+        sweep(config(data, tmp_path))
 
 
 def test_a_file_in_the_way_is_named_and_left(data: Path, tmp_path: Path) -> None:
