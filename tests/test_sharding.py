@@ -6,6 +6,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import distributed
 import joblib
 import numpy as np
 import pytest
@@ -103,7 +104,6 @@ def _rows(path: str, ids: list[str]) -> tuple[Any, Any, Any]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of dask and what it brings
 def test_a_dask_cluster_sums_the_shards_of_a_cache(tmp_path: Any) -> None:
-    distributed = pytest.importorskip("distributed", reason="the [dask] extra is not installed")
     from tests import synthetic
 
     some = synthetic.images(200, 0)

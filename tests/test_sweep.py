@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import distributed
 import joblib
 import numpy as np
 import pytest
@@ -282,7 +283,6 @@ def test_processes_make_the_same_heads(data: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of dask and what it brings
 def test_a_dask_cluster_makes_the_same_heads(data: Path, tmp_path: Path) -> None:
-    distributed = pytest.importorskip("distributed", reason="the [dask] extra is not installed")
     alone = sweep(config(data, tmp_path))
     cluster = distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
