@@ -100,3 +100,9 @@ def hash_ranges(handle: int, *ranges: tuple[int, int]) -> str:
     for piece in read_ranges(handle, *ranges):
         digest.update(piece)
     return digest.hexdigest()
+
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hash_ranges(file.fileno(), (0, os.fstat(file.fileno()).st_size))

@@ -26,7 +26,7 @@ class Entry:
     Attributes
     ----------
     path : Path
-    kind : "head", "adapted" or "blend"
+    kind : "head", "adapted", "blend" or, within a blend, "scores"
     method : str
     rate : float or None
         Dropout; the mean where labels have rates of their own.
@@ -109,12 +109,13 @@ def entry_of(path: Path, file: h5py.Group) -> Entry:
             **common,
         )
     network_id = file.attrs.get("network_id")
-    adapted = "adapted" in file
+    given = "given" in file.attrs
+    kind = "scores" if given else "adapted" if "adapted" in file else "head"
     return Entry(
-        kind="adapted" if adapted else "head",
+        kind=kind,
         method=str(facts.get("method", "")),
-        rate=None if adapted else _rate(file),
-        network=str(facts.get("network") or short(network_id)),
+        rate=_rate(file) if kind == "head" else None,
+        network="" if given else str(facts.get("network") or short(network_id)),
         network_id=network_id,
         classes=len(file["classes/id"]),
         **common,

@@ -103,6 +103,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         arguments.out,
         arguments.overwrite,
         arguments.strict,
+        arguments.scores,
     )
     for network, text in done.explanations.items():
         print(f"{network}:\n{text}")
@@ -189,6 +190,13 @@ def _add_blending(verb: Verb) -> None:
         help="caches of one image set, one for each network; a folder stands for its .h5 files",
     )
     predict.add_argument("--out", required=True, metavar="submission.csv", help="image_id,labels")
+    predict.add_argument(
+        "--scores",
+        nargs="+",
+        default=[],
+        metavar="NAME=FILE",
+        help="scores of these images, for members of the blend that are known by their scores",
+    )
     predict.add_argument(
         "--strict",
         action="store_true",

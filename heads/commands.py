@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from featcache.annotations import read_labels, read_submission, write_labels
-from featcache.console import command_line, option, required
+from featcache.console import Interrupted, Progress, StopRequest, command_line, option, required
+from featcache.disk import hash_file
 from heads.blending import Blend
 from heads.chain import NAMED, named_decision
 from heads.fitting import DECISIONS, FitConfig, decide, fit, hard, versions
+from heads.given import named_files
+from heads.members import open_members, order
 from heads.metrics import bootstrap_interval, fbeta_per_image
-from heads.prediction import Predictor
-from heads.storage import Head, StoredBlend, load, refuse_existing, save
+from heads.prediction import Predictor, named
+from heads.resuming import ChosenSets, job_of, refuse_repeats
+from heads.storage import StoredBlend, refuse_existing, save
 
 __all__ = [
     "BlendConfig",
@@ -53,6 +58,7 @@ def blend(config: BlendConfig) -> StoredBlend:
     """Choose the weights of stored heads on their out-of-fold scores, and store the blend.
 
     Heads are joined by image id; images and classes that not all of them scored are refused.
+    Out-of-fold scores of other people's models take part as files (:mod:`heads.given`).
 
     Raises
     ------
@@ -60,7 +66,7 @@ def blend(config: BlendConfig) -> StoredBlend:
         If the heads disagree, naming the file.
     """
     refuse_existing(config.out, config.overwrite)
-    models = [_load_head(path) for path in config.heads]
+    models = open_members(config.heads)
     first, target = models[0], models[0].oof["target"]
     cv = min(5, len(target.ids))
     decision = named_decision(
@@ -70,9 +76,9 @@ def blend(config: BlendConfig) -> StoredBlend:
     for path, model in zip(config.heads, models, strict=True):
         if not np.array_equal(model.classes, first.classes):
             raise ValueError(f"{path}: its classes are not those of {config.heads[0]}")
-        order = _order(path, model.oof["target"].ids, target.ids, config.heads[0])
-        scores.append(model.oof["target"].proba[order])
-        if (model.oof["target"].Y[order] != target.Y).nnz:
+        rows = order(path, model.oof["target"].ids, target.ids, config.heads[0])
+        scores.append(model.oof["target"].proba[rows])
+        if (model.oof["target"].Y[rows] != target.Y).nnz:
             raise ValueError(
                 f"{path}: was fitted on other labels of these images than {config.heads[0]}; "
                 "fit all heads on the same labels"
@@ -103,6 +109,7 @@ def blend(config: BlendConfig) -> StoredBlend:
             "command": command_line("heads blend", config, *config.heads),
             "versions": versions(),
             "heads": [str(path) for path in config.heads],
+            "sha256": [hash_file(path) for path in config.heads],
             "weights": weights,
             "score": fitted.score_,
             "nested": fitted.nested_ | {"optimism": fitted.optimism_} if fitted.cv else None,
@@ -111,30 +118,6 @@ def blend(config: BlendConfig) -> StoredBlend:
     )
     save(config.out, stored, config.overwrite)
     return stored
-
-
-def _load_head(path: str) -> Head:
-    content = load(path)
-    if not isinstance(content, Head):
-        raise ValueError(f"{path}: is a blend; give heads")
-    if "target" not in content.oof:
-        raise ValueError(f"{path}: has no out-of-fold scores; make it with `heads fit` or `adapt`")
-    return content
-
-
-def _order(path: str, own: np.ndarray, ids: np.ndarray, first: str) -> np.ndarray:
-    """Rows of a head's images in the order of another's."""
-    if np.array_equal(own, ids):
-        return np.arange(len(ids))
-    for have, lack, there, here in ((ids, own, first, path), (own, ids, path, first)):
-        missing = np.setdiff1d(have, lack)
-        if len(missing):
-            raise ValueError(
-                f"{here}: has no out-of-fold score of {str(missing[0])!r}, which {there} has; "
-                "fit all heads on the same images"
-            )
-    row = {image_id: r for r, image_id in enumerate(own.tolist())}
-    return np.array([row[i] for i in ids.tolist()])
 
 
 # -------------------------------------------------------------- predict and score
@@ -155,20 +138,56 @@ def predict(
     out: str,
     overwrite: bool = False,
     strict: bool = False,
+    scores: Sequence[str] = (),
 ) -> Prediction:
     """Write ``image_id,labels`` for every image of the caches.
+
+    Label sets are kept beside `out` as they are chosen, so that the same call goes on where a
+    killed one was; `out` appears whole.
 
     Parameters
     ----------
     strict : bool
         Adapted models do not look at the images that they predict, but one by one.
+    scores : sequence of str
+        Files of scores of members that are known by these alone; see :mod:`heads.given`.
+
+    Raises
+    ------
+    ValueError
+        If the caches or scores do not fit, naming the file.
+    Interrupted
+        If it was asked to stop.
     """
     refuse_existing(out, overwrite)
-    predictor = Predictor.open(content, caches, strict)
-    sets = predictor.label_sets()
-    write_labels(out, predictor.ids, sets)
+    predictor = Predictor.open(content, caches, strict, scores)
+    ids = predictor.ids
+    refuse_repeats(predictor.caches[0].path, ids)
+    files: list[str | os.PathLike[str]] = [content, *(c.path for c in predictor.caches)]
+    job = job_of([*files, *named_files(scores).values()], strict)
+    with ChosenSets(out, job, len(predictor.classes)) as chosen:
+        _choose(predictor, chosen)
+        sets = named(chosen.sets(), predictor.classes)
+        write_labels(out, ids, sets)
+        chosen.discard()
     empty = sum(not labels for labels in sets)
     return Prediction(len(sets), empty, predictor.explanations())
+
+
+def _choose(predictor: Predictor, chosen: ChosenSets) -> None:
+    """Label sets of all images that have none yet, with progress."""
+    total = len(predictor.ids)
+    progress = Progress(total, "images", done=chosen.rows)
+    with StopRequest() as stop:
+        for part in predictor.sets(start=chosen.rows):
+            chosen.append(part)
+            progress.advance(part.shape[0])
+            if stop.asked and chosen.rows < total:
+                progress.clear()
+                raise Interrupted(
+                    f"{chosen.rows:,} of {total:,} images are predicted; the same command goes on"
+                )
+    progress.clear()
 
 
 def score_submission(submission: str, labels: Sequence[str], beta: float = 2.0) -> np.ndarray:

@@ -27,6 +27,8 @@ class Comparison:
     first, second : float
     low, high : float
         95 % interval of first - second, by a bootstrap over images, paired.
+    chosen_here : bool
+        Whether one is a blend, whose weights were chosen on these images.
     """
 
     domain: str
@@ -36,6 +38,7 @@ class Comparison:
     second: float
     low: float
     high: float
+    chosen_here: bool = False
 
     @property
     def difference(self) -> float:
@@ -74,6 +77,7 @@ def compare(first: str, second: str) -> list[Comparison]:
         raise ValueError(
             f"{second}: decides for F{betas[1]:g}, but {first} for F{betas[0]:g}; fit one again"
         )
+    blends = any(isinstance(content, StoredBlend) for content in contents)
     found = []
     for domain, own in contents[0].oof.items():
         if domain not in contents[1].oof:
@@ -91,7 +95,7 @@ def compare(first: str, second: str) -> list[Comparison]:
         ours, theirs = (_held_out(rule, part) for rule, part in zip(rules, pair, strict=True))
         low, high = paired_bootstrap_interval(ours, theirs)
         means = float(ours.mean()), float(theirs.mean())
-        found.append(Comparison(domain, len(rows), betas[0], *means, low, high))
+        found.append(Comparison(domain, len(rows), betas[0], *means, low, high, blends))
     if not found:
         raise ValueError(
             f"{second}: has no out-of-fold scores of the images that {first} has scored; "

@@ -40,7 +40,7 @@ def describe(path: str) -> str:
         first, *more = text.splitlines() or [""]
         lines.append(f"  {name:{width}}  {first}".rstrip())
         lines += [" " * (width + 4) + line for line in more]
-    lines += ["  made by", f"    {entry.command or 'not recorded'}", *members]
+    lines += ["  made by", f"    {_made_by(entry)}", *members]
     return "\n".join(lines)
 
 
@@ -120,7 +120,13 @@ def _members(file: h5py.File) -> list[str]:
     lines = ["  models"]
     lines += textwrap.indent(table(entries, weights[order]), "    ").splitlines()
     lines.append("  made by")
-    lines += [f"    {entry.command or 'not recorded'}" for entry in entries[:_MEMBERS]]
+    lines += [f"    {_made_by(entry)}" for entry in entries[:_MEMBERS]]
     if len(entries) > _MEMBERS:
         lines.append(f"    ... and {len(entries) - _MEMBERS:,} more; `heads info` of each tells")
     return lines
+
+
+def _made_by(entry: Entry) -> str:
+    if entry.kind == "scores":
+        return f"somebody else: {entry.provenance['scores']}"
+    return entry.command or "not recorded"

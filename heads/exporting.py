@@ -19,7 +19,6 @@ from heads.chain import described
 from heads.decisions import Decision, GlobalThreshold, PerClassThreshold
 from heads.dropout import rho_from_dropout
 from heads.logistic import DropoutLogistic, DropoutLogisticCV
-from heads.ridge import DropoutRidge
 from heads.storage import Head, load, refuse_existing
 
 if TYPE_CHECKING:
@@ -127,15 +126,15 @@ def tuned(head: Head, threshold: float | np.ndarray) -> TunedHead:
 
     estimator: Any = head.estimator
     extra: dict[str, Any] = {}
-    if isinstance(estimator, (DropoutLogistic, DropoutLogisticCV)):
+    scaling: PlattScaling | None = getattr(estimator, "calibration_", None)
+    if scaling is not None:
+        extra |= {"slope": scaling.slope, "intercept": scaling.intercept}
+    elif isinstance(estimator, (DropoutLogistic, DropoutLogisticCV)):
         change = estimator.coef_
         if estimator.coef_init_ is not None:
             change = change - estimator.coef_init_
         rho = np.broadcast_to(rho_from_dropout(estimator.dropout_), len(change))
         extra["variance"] = change**2 * rho[:, None]
-    elif isinstance(estimator, DropoutRidge):
-        extra["clipped"] = True
     else:
-        scaling: PlattScaling = estimator.calibration_
-        extra |= {"slope": scaling.slope, "intercept": scaling.intercept}
+        extra["clipped"] = True
     return TunedHead(estimator.coef_, estimator.intercept_, threshold, head.classes, **extra)

@@ -16,7 +16,7 @@ from featcache.console import command_line, option, required
 from heads.chain import NAMED, named_decision
 from heads.decisions import Decision, best_global_threshold
 from heads.domains import TwoDomainCV
-from heads.logistic import DropoutLogisticCV
+from heads.logistic import PROBABILITIES, DropoutLogisticCV
 from heads.nested import cross_val_fbeta
 from heads.ridge import DropoutRidgeCV
 from heads.storage import Head, OutOfFold, refuse_existing, save
@@ -44,6 +44,12 @@ class FitConfig:
     method: str = option("logistic", "kind of head", choices=METHODS)
     noise: str = option(
         "quadratic", "of logistic heads: how dropout is marginalised", choices=NOISES
+    )
+    probability: str = option(
+        "noise",
+        "of logistic heads: averaged over the noise, or Platt-scaled margins, of which many heads "
+        "are one matrix at prediction if logits are averaged",
+        choices=PROBABILITIES,
     )
     dropout: str = option("", "rates to compare, such as 0.1,0.5,0.9 (default: a grid)")
     views: str = option(ALL_VIEWS, "views to train on: all, or names such as eval,view1")
@@ -129,7 +135,7 @@ def _estimator(config: FitConfig) -> Any:
         common["dropouts"] = parse_numbers(config.dropout, "--dropout")
     if config.method == "ridge":
         return DropoutRidgeCV(**common)
-    return DropoutLogisticCV(noise=config.noise, **common)
+    return DropoutLogisticCV(noise=config.noise, probability=config.probability, **common)
 
 
 @dataclass

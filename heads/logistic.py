@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.model_selection import BaseCrossValidator
 
 from heads.base import LinearHead
+from heads.calibration import PlattScaling, fit_platt
 from heads.dropout import (
     check_dropout,
     default_dropouts,
@@ -23,6 +24,7 @@ from heads.parallel import worker_threads
 from heads.selection import Search, select_dropout
 from heads.training import TrainingSet, fold_targets
 
+PROBABILITIES = ("noise", "platt")
 _WEAKEST_RHO = {"quadratic": 0.125, "gaussian": 1.0}
 
 
@@ -148,6 +150,10 @@ class DropoutLogisticCV(LinearHead):
         Each label takes the rate that is best for it; not with "fbeta".
     random_state : int
         Seed of the folds if `cv` is an int.
+    probability : "noise" or "platt"
+        "noise": averaged over the noise, as of `DropoutLogistic`. "platt": Platt-scaled margins,
+        the map fitted on held-out ones, as of `DropoutRidgeCV`. Their logits are affine in the
+        features, so that many heads whose logits are averaged are one matrix at prediction.
 
     Attributes
     ----------
@@ -164,6 +170,8 @@ class DropoutLogisticCV(LinearHead):
     oof_decision_function_, oof_predict_proba_ : (n, K)
         Held-out scores at the chosen rate, on the scales of `decision_function`
         and `predict_proba`.
+    calibration_ : PlattScaling
+        With "platt" probabilities only.
     """
 
     def __init__(
@@ -179,6 +187,7 @@ class DropoutLogisticCV(LinearHead):
         tol: float = 2e-5,
         max_iter: int = 500,
         random_state: int = 0,
+        probability: str = "noise",
     ) -> None:
         self.dropouts = dropouts
         self.l2 = l2
@@ -191,11 +200,14 @@ class DropoutLogisticCV(LinearHead):
         self.tol = tol
         self.max_iter = max_iter
         self.random_state = random_state
+        self.probability = probability
 
     def _fit(self, data: TrainingSet) -> None:
         objective = Objective.checked(
             self.noise, self.l2, self.min_positives, self.tol, self.max_iter
         )
+        if self.probability not in PROBABILITIES:
+            raise ValueError(f"probability is {self.probability!r}; expected noise or platt")
         dropouts = self.dropouts
         if dropouts is None:
             dropouts = default_dropouts(_WEAKEST_RHO[objective.noise])
@@ -217,6 +229,10 @@ class DropoutLogisticCV(LinearHead):
         self.best_score_, self.cv_results_ = chosen.score, chosen.results
         self.oof_decision_function_ = chosen.out_of_fold.margin
         self.oof_predict_proba_ = chosen.out_of_fold.probability
+        if self.probability == "platt":
+            margin = self.oof_decision_function_
+            self.calibration_: PlattScaling = fit_platt(margin, data.Y, data.known, data.weight)
+            self.oof_predict_proba_ = self.calibration_.transform(margin)
         warn_unconverged(paths.failed, objective, stacklevel=4, where=" at some rate of a fold")
         self.coef_, self.intercept_, self.n_iter_ = fit_logistic(
             data,
@@ -227,6 +243,8 @@ class DropoutLogisticCV(LinearHead):
         )
 
     def _probability(self, X: np.ndarray) -> np.ndarray:
+        if self.probability == "platt":
+            return self.calibration_.transform(self._margin(X))
         return _probability(self, X)
 
 

@@ -47,8 +47,22 @@ GRID_FORMAT = """the grid, a TOML file:
 NETWORKS = "networks"
 _OF_FILES = frozenset({"cache", "out", "source", "overwrite"})
 _JOINED = frozenset({"dropout", "source_weight", "views"})  # texts of several values
-_NAMED = ("noise", "dropout", "views", "source_weight", "seed")  # always told by the name
-_LETTER = {"dropout": "p", "source_weight": "w", "seed": "s", "noise": "", "views": ""}
+_NAMED = (
+    "noise",
+    "probability",
+    "dropout",
+    "views",
+    "source_weight",
+    "seed",
+)  # always told by the name
+_LETTER = {
+    "dropout": "p",
+    "source_weight": "w",
+    "seed": "s",
+    "noise": "",
+    "probability": "",
+    "views": "",
+}
 _LONGEST = 60  # characters of a list in a name
 
 
@@ -141,7 +155,7 @@ def _product(table: Mapping[str, Any], path: str | os.PathLike[str]) -> Iterator
     for combination in itertools.product(*axes.values()):
         config = FitConfig(cache="", out="", **dict(zip(axes, combination, strict=True)))
         if config.method == "ridge":
-            config = replace(config, noise=FitConfig.noise)
+            config = replace(config, noise=FitConfig.noise, probability=FitConfig.probability)
         yield Recipe(config, tuple(networks))
 
 

@@ -18,7 +18,7 @@ from heads.adapting import AdaptConfig
 from heads.catalogue import Entry, list_entries
 from heads.fitting import FitConfig
 from heads.recipes import parse_command
-from heads.sweep import Outcome, Sweep, Workers, in_the_way, make_all
+from heads.sweep import Outcome, Sweep, Workers, in_the_way, make_all, refuse_file
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def refit(config: RefitConfig) -> Refit:
         raise ValueError(
             f"{config.folder}: its heads would be replaced; pass --overwrite or give --out DIR"
         )
+    refuse_file(config.out or config.folder)
     listing = list_entries([config.folder], sort="name")
     new = list(CacheSet(config.caches).caches)
     fits: list[FitConfig | AdaptConfig] = []
@@ -105,7 +106,7 @@ def _renewed(
         return None
     source = ""
     if made.source:
-        found = _called(made.source, new)
+        found = _called(made.source, [other for other in new if other is not cache])
         if found is None:
             raise ValueError(
                 f"was fitted with {made.source}, of which there is no new one; give a cache "

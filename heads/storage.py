@@ -12,6 +12,8 @@ attribute ``estimator``         class, its parameters, its scalar fitted values 
 ``/cv/...``                     the table of the cross-validation
 ``/oof/DOMAIN/ids``, ``proba``  out-of-fold probabilities of each domain, and what is true
                                 (``indptr``, ``indices``, ``missed``, maybe ``mask``)
+attribute ``given``             instead of ``estimator``, ``coef``: name and hash of a file of
+                                scores (:mod:`heads.given`)
 ``/adapted/...``                instead of ``estimator``, ``coef``: a model for any domain
                                 (:mod:`heads.stored_adaptation`)
 ``/decision``                   how label sets are made (:mod:`heads.stored_decisions`); files
@@ -36,6 +38,7 @@ from heads.blending import Blend
 from heads.calibration import PlattScaling
 from heads.decisions import Decision
 from heads.domain_heads import AdaptedModel
+from heads.given import GivenScores
 from heads.logistic import DropoutLogistic, DropoutLogisticCV
 from heads.ridge import DropoutRidge, DropoutRidgeCV
 from heads.stored_adaptation import read_adapted, write_adapted
@@ -58,8 +61,8 @@ class Head:
 
     Attributes
     ----------
-    estimator : DropoutRidge, DropoutRidgeCV, DropoutLogistic, DropoutLogisticCV or AdaptedModel
-        Fitted, of several labels.
+    estimator : DropoutRidge, DropoutRidgeCV, DropoutLogistic, DropoutLogisticCV, AdaptedModel
+        Fitted, of several labels. Or GivenScores: somebody else's model, in blends only.
     classes, names : (K,) str
     network_id : str or None
         Of the network that its features come from.
@@ -93,16 +96,28 @@ class Head:
         """
         if self._changed is None:
             return
+        self.refuse_layer(weight)
         rows, values = self._changed
-        shape = (len(self.classes), values.shape[1])
+        self._set_coef(rows, values, weight)
+        self._changed = None
+
+    def refuse_layer(self, weight: np.ndarray | None) -> None:
+        """Refuse a last layer that the head cannot be completed with, if it needs one.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`complete`.
+        """
+        if self._changed is None:
+            return
+        shape = (len(self.classes), self._changed[1].shape[1])
         if weight is None or weight.shape != shape:
             got = "nothing" if weight is None else f"shape {weight.shape}"
             raise ValueError(
                 f"the head holds only what differs from the last layer of network "
                 f"{str(self.network_id)[:12]}, which has shape {shape}; got {got}"
             )
-        self._set_coef(rows, values, weight)
-        self._changed = None
 
     def _set_coef(self, rows: np.ndarray, values: np.ndarray, coef_init: np.ndarray | None) -> None:
         coef = np.zeros((len(self.classes), values.shape[1]), values.dtype)
@@ -112,8 +127,8 @@ class Head:
         coef[rows] = values
         self.estimator.coef_, self.estimator.coef_init_ = coef, coef_init
 
-    def _stored_coef(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which rows of coef_ differ from W0, and these rows."""
+    def changed(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows of coef_ differ from W0, and these rows; it needs not be complete."""
         if self._changed is not None:
             return self._changed
         coef, coef_init = self.estimator.coef_, self.estimator.coef_init_
@@ -232,7 +247,9 @@ def _write_head(group: h5py.Group, head: Head) -> None:
     put_strings(group, "classes/name", head.names)
     if head.network_id is not None:
         group.attrs["network_id"] = head.network_id
-    if isinstance(head.estimator, AdaptedModel):
+    if isinstance(head.estimator, GivenScores):
+        _put_attributes(group, given=asdict(head.estimator))
+    elif isinstance(head.estimator, AdaptedModel):
         write_adapted(group.create_group("adapted"), head.estimator)
     else:
         _write_estimator(group, head)
@@ -261,28 +278,30 @@ def _write_estimator(group: h5py.Group, head: Head) -> None:
         group[f"cv/{key}"] = value
     if not head.by_reference and estimator.coef_init_ is not None:
         group["coef_init"] = estimator.coef_init_
-    group["coef/rows"], group["coef/values"] = head._stored_coef()
+    group["coef/rows"], group["coef/values"] = head.changed()
 
 
 def _read_head(group: h5py.Group) -> Head:
     classes = strings(group, "classes/id")
     decision = _read_decision(group, len(classes))
-    adapted = "adapted" in group
+    estimator: Any
+    if "given" in group.attrs:
+        estimator = GivenScores(**json.loads(group.attrs["given"]))
+    elif "adapted" in group:
+        estimator = read_adapted(group["adapted"], len(classes), decision)
+    else:
+        estimator = _read_estimator(group, len(classes))
     head = Head(
-        estimator=(
-            read_adapted(group["adapted"], len(classes), decision)
-            if adapted
-            else _read_estimator(group, len(classes))
-        ),
+        estimator=estimator,
         classes=classes,
         names=strings(group, "classes/name"),
         network_id=group.attrs.get("network_id"),
-        by_reference=not adapted and bool(group.attrs["by_reference"]),
+        by_reference=bool(group.attrs.get("by_reference", False)),
         oof=read_oof(group),
         provenance=json.loads(group.attrs["provenance"]),
         decision=decision,
     )
-    if not adapted:
+    if not isinstance(estimator, (GivenScores, AdaptedModel)):
         rows, values = group["coef/rows"][()], group["coef/values"][()]
         if head.by_reference:
             head._changed = rows, values

@@ -88,8 +88,21 @@ def sweep(config: SweepConfig) -> Sweep:
     Interrupted
         By Ctrl-C, saying how to go on.
     """
+    refuse_file(config.out)
     fits = planned(config)
     return make_all(*_sorted_out(fits), config.out, config)
+
+
+def refuse_file(folder: str) -> None:
+    """Heads go into a folder.
+
+    Raises
+    ------
+    ValueError
+        If there is a file of its name.
+    """
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise ValueError(f"{folder}: is a file; give --out the name of a folder")
 
 
 def make_all(

@@ -92,13 +92,16 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def _compare(arguments: argparse.Namespace) -> None:
     first, second = arguments.first, arguments.second
-    for found in compare(first, second):
+    comparisons = compare(first, second)
+    for found in comparisons:
         print(
             f"{found.domain}, {found.images:,} common images: F{found.beta:g} {found.first:.4f} "
             f"and {found.second:.4f}, difference {found.difference:+.4f} "
             f"[{found.low:+.4f}, {found.high:+.4f}] (95 % paired bootstrap): "
             f"{found.verdict(first, second)}"
         )
+    if any(found.chosen_here for found in comparisons):
+        print("note: the weights of a blend were chosen on these images, which favours it")
 
 
 def _refit(arguments: argparse.Namespace) -> int:

@@ -601,3 +601,27 @@ def test_wrong_parameters_are_named(
     data = make(20, 5)
     with pytest.raises(ValueError, match=message):
         head.fit(data["X"], data["Y"])
+
+
+def test_platt_probabilities_are_scaled_held_out_margins() -> None:
+    data = make(60, 8, seed=3)
+    X, Y, start = data["X"], data["Y"], data["coef_init"]
+    rows = {"X": X, "Y": Y, "coef_init": start, "intercept_init": data["intercept_init"]}
+    noise, platt = (
+        DropoutLogisticCV(dropouts=(0.1, 0.3), cv=3, probability=probability).fit(**rows)
+        for probability in ("noise", "platt")
+    )
+    # The same head; only what it says differs.
+    assert_array_equal(platt.coef_, noise.coef_)
+    assert_array_equal(platt.oof_decision_function_, noise.oof_decision_function_)
+    assert not hasattr(noise, "calibration_")
+    scaling = platt.calibration_
+    expected = expit(scaling.slope * platt.oof_decision_function_ + scaling.intercept)
+    assert_allclose(platt.oof_predict_proba_, expected, rtol=1e-12)
+    expected = expit(scaling.slope * (X @ platt.coef_.T + platt.intercept_) + scaling.intercept)
+    assert_allclose(platt.predict_proba(X), expected, rtol=1e-12)
+    # Scaled on held-out rows, they are no worse there than the plain margin's.
+    plain = log_loss(Y, expit(platt.oof_decision_function_))
+    assert log_loss(Y, platt.oof_predict_proba_) < plain + 1e-3
+    with pytest.raises(ValueError, match="probability is 'raw'; expected noise or platt"):
+        DropoutLogisticCV(probability="raw").fit(X, Y)

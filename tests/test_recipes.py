@@ -106,7 +106,7 @@ def test_long_lists_have_short_names_that_differ(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("rates = [0.1]", "rates is no option of a head; choose from method, noise, dropout"),
+        ("rates = [0.1]", "rates is no option of a head; choose from method, noise, prob"),
         ("out = 'x.h5'", "out is no option"),
         ("cv = []", "cv is an empty list"),
         ("cv = 2.5", "cv is 2.5; expected a whole number"),

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import distributed
 import joblib
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def config(data: Path, tmp_path: Path, grid: str = GRID, **more: object) -> Swee
 
 
 def weights(path: Path) -> np.ndarray:
-    return synthetic.load_head(path)._stored_coef()[1]
+    return synthetic.load_head(path).changed()[1]
 
 
 def test_every_combination_is_made_and_is_what_its_command_makes(
@@ -190,6 +191,9 @@ def test_wrong_caches_are_refused_before_anything_is_made(data: Path, tmp_path: 
     with pytest.raises(ValueError, match="its networks match none of the caches net0, net1"):
         sweep(config(data, tmp_path, 'networks = "resnet*"'))
     assert not (tmp_path / "out").exists()
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match="out: is a file; give --out the name of a folder"):
+        sweep(config(data, tmp_path))
 
 
 def test_a_file_in_the_way_is_named_and_left(data: Path, tmp_path: Path) -> None:
@@ -279,7 +283,6 @@ def test_processes_make_the_same_heads(data: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of dask and what it brings
 def test_a_dask_cluster_makes_the_same_heads(data: Path, tmp_path: Path) -> None:
-    distributed = pytest.importorskip("distributed", reason="the [dask] extra is not installed")
     alone = sweep(config(data, tmp_path))
     cluster = distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None

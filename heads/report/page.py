@@ -186,7 +186,7 @@ def _models(found: Contents) -> Markup:
         "out-of-fold score": [float(f.get("score", np.nan)) for f in facts],
         "weight of the source": [float(f.get("source_weight", np.nan)) for f in facts],
         "score on the source": [float(f.get("source_score", np.nan)) for f in facts],
-        "features": [model.estimator.n_features_in_ for model in found.models],
+        "features": [getattr(model.estimator, "n_features_in_", "") for model in found.models],
     }
     return table(
         f"The models by themselves; scores at their own best cuts (mean F{found.beta:g})",
@@ -196,7 +196,7 @@ def _models(found: Contents) -> Markup:
 
 
 def _rate(model: Any) -> float:
-    rate = np.asarray(model.estimator.dropout_)
+    rate = np.asarray(getattr(model.estimator, "dropout_", np.nan))  # adapted models have several
     return float(rate) if rate.ndim == 0 else float(rate.mean())
 
 

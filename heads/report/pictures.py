@@ -146,7 +146,8 @@ def pictures(found: Contents, labels: LabelTable) -> list[Picture]:
     chosen.append(_reliability(found))
     if found.source_Y is not None:
         chosen.append(_shift(found))
-    chosen.append(_dropout(found))
+    if any(hasattr(model.estimator, "cv_results_") for model in found.models):
+        chosen.append(_dropout(found))
     return [*chosen, *_pareto(found)]
 
 
@@ -242,7 +243,9 @@ def _shift(found: Contents) -> Picture:
 
 
 def _dropout(found: Contents) -> Picture:
-    heaviest = np.argsort(-found.weights, kind="stable")[:_DROPOUT_MODELS].tolist()
+    order = np.argsort(-found.weights, kind="stable").tolist()
+    heaviest = [m for m in order if hasattr(found.models[m].estimator, "cv_results_")]
+    heaviest = heaviest[:_DROPOUT_MODELS]
 
     def draw(ax: Any) -> None:
         for m, colour in zip(heaviest, (BLUE, ORANGE, GREEN, GREY), strict=False):
