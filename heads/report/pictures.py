@@ -244,13 +244,14 @@ def _dropout(found: Contents) -> Picture:
             display.band_.set_label("_")
             if display.marker_ is not None:
                 display.marker_.set_label("_")
-        ax.legend()
+        ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.18), ncols=2)
 
     return Picture(
         "Dropout rates",
         "Out-of-fold score of the heaviest models against the dropout rate; the band is one "
         "standard deviation of the folds, the star the rate that was taken.",
         draw,
+        4.0,
     )
 
 
