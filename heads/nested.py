@@ -39,6 +39,12 @@ class CrossValidated:
     sets: csr_matrix
     folds: np.ndarray
 
+    def __repr__(self) -> str:
+        return (
+            f"{self.score:.4f} [{self.low:.4f}, {self.high:.4f}] mean F-beta of "
+            f"{len(self.fbeta):,} images, {len(self.folds)} folds"
+        )
+
 
 def cross_val_fbeta(
     rule: Any,
