@@ -13,10 +13,11 @@ import json
 import os
 import resource
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 from unittest import mock
 
@@ -159,6 +160,23 @@ def config_of(root: Path, arch: str, device: str, **changes: Any) -> ExtractionC
     return ExtractionConfig(**options | changes)
 
 
+def metered(run: Callable[[], None], spent: list[float]) -> Callable[[], None]:
+    """The same, noting seconds of CPU of this process and of workers that have ended by then."""
+
+    def used() -> float:
+        return sum(
+            usage.ru_utime + usage.ru_stime
+            for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        )
+
+    def call() -> None:
+        before = used()
+        run()
+        spent.append(used() - before)
+
+    return call
+
+
 def on_cpu(root: Path, arch: str, size: int, repeats: int, **changes: Any) -> list[dict[str, Any]]:
     """Both alone, both together, and together without writing."""
     make_run(root / arch, arch, size)
@@ -171,7 +189,10 @@ def on_cpu(root: Path, arch: str, size: int, repeats: int, **changes: Any) -> li
         "extraction": bench.whole,
         "extraction, features discarded": bench.without_writer,
     }
-    times = take_turns(contestants, repeats)
+    spent: dict[str, list[float]] = {name: [] for name in contestants}
+    times = take_turns(
+        {name: metered(run, spent[name]) for name, run in contestants.items()}, repeats
+    )
     n = len(bench.images)
     a, b, both, discarded = (n / timing.median for timing in times.values())
     bound = 1 / (1 / a + 1 / b)
@@ -188,6 +209,7 @@ def on_cpu(root: Path, arch: str, size: int, repeats: int, **changes: Any) -> li
             "what": name,
             "images a second": n / timing.median,
             "seconds": timing.spread,
+            "CPU seconds": median(spent[name]),
             "ratio": ratios[name][0],
             "target": ratios[name][1],
         }
