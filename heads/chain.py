@@ -166,7 +166,7 @@ def described(rule: Decision) -> str:
         text += " and a shift of label rates"
     least, most = getattr(inner, "min_labels", 0), getattr(inner, "max_labels", None)
     if least:
-        text += f", at least {least} labels an image"
+        text += f", {least} or more labels an image"
     if most is not None:
-        text += f", at most {most} labels an image"
+        text += f", {most} or fewer labels an image"
     return text

@@ -134,19 +134,19 @@ class PriorShift(BaseEstimator):
         P, truth, weight = given.P, given.truth, given.weight
         if not P.size:
             raise ValueError(f"P has shape {P.shape}; a shift needs images and labels")
-        rows = _Rows(P, given.known(), weight)
-        if not rows.counts().any():
-            raise ValueError("no entry of Y is known; a shift needs at least one")
+        rows = counted = _Rows(P, given.known(), weight)
         positives = truth.T @ weight
         if self.mean_labels is not None:  # of all labels, whether their truth is known or not
-            every, wanted = replace(rows, known=None), self.mean_labels * float(weight.sum())
-            self.bias_ = np.full(P.shape[1], _shared_bias(every, wanted))
+            counted, wanted = replace(rows, known=None), self.mean_labels * float(weight.sum())
+            self.bias_ = np.full(P.shape[1], _shared_bias(counted, wanted))
+        elif not rows.counts().any():
+            raise ValueError("no entry of Y is known; a shift needs at least one")
         elif self.form == "bias":
             self.bias_ = np.full(P.shape[1], _shared_bias(rows, float(positives.sum())))
         else:
             old = prior if prior is None else _checked_prior(prior, P.shape[1])
             self.bias_ = self._label_biases(rows, positives, old)
-        self.rate_ = rows.expected(self.bias_) / np.maximum(rows.counts(), 1e-300)
+        self.rate_ = counted.expected(self.bias_) / np.maximum(counted.counts(), 1e-300)
         self.n_features_in_ = P.shape[1]
         self.diagnosis_ = None
         if Y is not None:

@@ -16,8 +16,8 @@ def check_strengths(strengths: Iterable[float]) -> list[float]:
     return ordered
 
 
-def cautious(values: np.ndarray, weight: np.ndarray) -> int:
-    """First row whose mean is within one standard error of the difference to the best row's.
+def cautious(values: np.ndarray, weight: np.ndarray, errors: float = 1) -> int:
+    """First row whose mean is within so many standard errors of the difference to the best row's.
 
     Rows are in order of caution. Where differences are chance, this is the first row.
     """
@@ -28,6 +28,6 @@ def cautious(values: np.ndarray, weight: np.ndarray) -> int:
         difference = best - value
         mean = float(share @ difference)
         error = np.sqrt(np.sum((share * (difference - mean)) ** 2))
-        if mean <= error:
+        if mean <= errors * error:
             return row
     return int(means.argmax())

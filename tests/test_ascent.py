@@ -146,6 +146,9 @@ def test_caution_prefers_the_first_row_unless_another_is_clearly_better():
     chance = np.zeros(100)
     chance[:2] = 3, -2
     assert cautious(np.array([noise, noise + chance]), np.ones(100)) == 0
+    even = np.tile([-1.0, 1.0], 50)  # of standard error 0.1
+    slight = np.array([noise, noise + 0.15 + even])
+    assert [cautious(slight, np.ones(100), errors) for errors in (1, 2)] == [1, 0]
 
 
 def test_a_constant_added_to_all_scores_moves_the_thresholds_alone():

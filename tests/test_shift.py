@@ -90,6 +90,10 @@ def test_a_given_number_of_labels_counts_those_of_unknown_truth():
     with pytest.warns(UserWarning, match="does not explain"):
         shift = PriorShift("bias", mean_labels=1.5).fit(P, Y, mask=mask)
     assert shift.transform(P).sum(axis=1).mean() == pytest.approx(1.5, rel=1e-8)
+    assert shift.rate_.sum() == pytest.approx(1.5, rel=1e-8)
+    nothing = PriorShift("bias", mean_labels=1.5).fit(P, Y * np.nan)
+    assert nothing.bias_ == pytest.approx(shift.bias_)
+    assert not nothing.diagnosis_.violated
 
 
 def test_many_logits_are_counted_in_cells():

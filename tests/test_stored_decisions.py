@@ -206,7 +206,7 @@ def test_the_named_rules_are_what_they_are_called() -> None:
     assert sizes.max() <= 4
     told = described(fitted)
     assert told.startswith("the highest expected F1 after Platt scaling (strength ")
-    assert told.endswith(", at least 1 labels an image, at most 4 labels an image")
+    assert told.endswith(", 1 or more labels an image, 4 or fewer labels an image")
     cut = named_decision("global").fit(P, Y)
     assert described(cut) == f"the cut {GlobalThreshold().fit(P, Y).threshold_:.4f}"
     own = named_decision("per-class", cv=3).fit(P, Y)
