@@ -5,7 +5,8 @@ quickstart``); typefaces that it did not extract are, once, into ``--caches``. E
 typeface is Stage 1 in turn, with 1,000 labelled characters; the others, and held-out characters
 in the printed typefaces of the source, are what nobody labelled. Everything is scored for the
 average of the networks. *Gap* is between the unadapted head at the source's cut and the oracle; it
-is left out where that is less than 0.05 of F2. "Against unadapted" is against the better of the
+is left out where that is less than 0.05 of F2. A run that was stopped goes on where it was: remove
+``--caches``/cells after a change of the code. "Against unadapted" is against the better of the
 unadapted rows, as it is, and calibrated with expected F; paired by image.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -37,6 +39,7 @@ from benchmarks.transfer_domains import (
 from benchmarks.transfer_methods import Method, methods
 from examples.kanji.dataset import TARGET_FONTS
 from examples.quickstart import RECIPES
+from featcache.atomic import write_atomically
 from heads import ExpectedFBeta, bootstrap_interval, fbeta_per_image
 from heads.cuts import best_global_threshold
 from heads.metrics import paired_bootstrap_interval
@@ -61,8 +64,22 @@ class Job:
     kind: str
     split: int
 
+    @property
+    def file(self) -> Path:
+        """Where its rows are kept, so that a run that was cut short goes on where it stopped."""
+        name = f"{self.font}_{self.kind}_{self.split}_{'_'.join(self.networks)}.json"
+        return self.caches / "cells" / name
+
     def run(self) -> list[dict[str, Any]]:
         """Rows of all cells."""
+        if not self.file.is_file():
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.file, json.dumps(self._measured()).encode())
+            print(f"{self.font}, {self.kind}, split {self.split}: done", flush=True)
+        rows: list[dict[str, Any]] = json.loads(self.file.read_text(encoding="utf-8"))
+        return rows
+
+    def _measured(self) -> list[dict[str, Any]]:
         found: list[tuple[Case, dict[str, Method]]] = []
         for network in self.networks:
             pools = Pools.read(self.quickstart, self.caches, network)
@@ -186,11 +203,11 @@ def main() -> None:
         for font in arguments.stage_1
         for kind in arguments.shifts
     ]
-    cells: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
-        for job, rows in zip(jobs, pool.map(_run, jobs), strict=True):
-            cells += rows
-            print(f"{job.font}, {job.kind}, split {job.split}: done", flush=True)
+    if arguments.jobs == 1:
+        cells = [cell for job in jobs for cell in job.run()]
+    else:
+        with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
+            cells = [cell for rows in pool.map(_run, jobs) for cell in rows]
     _write_cells(cells, f"transfer_cells{suffix}")
     report(f"transfer{suffix}", summary(cells), "Recovered of shifts; mean F2 of blended networks")
 

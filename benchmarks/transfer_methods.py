@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,15 @@ from scipy.special import expit
 
 from benchmarks.transfer_domains import Case, Domain, Pools
 from heads import Adaptation, DropoutLogistic, DropoutLogisticCV, MultilabelGroupKFold
-from heads.domain_heads import DomainHead
+from heads.domain_heads import AdaptedModel
 from heads.experts import ExpertConfig
 from heads.gate import GateConfig
 
 LABELLED_ROWS = 30
 FOLDS = 3
 DROPOUTS = (0.1, 0.25, 0.5)
+OPEN = GateConfig(fixed=1.0)
+PLAIN: dict[str, Any] = {"aligned": 0.0, "matched": 0.0}
 
 
 @dataclass
@@ -143,27 +144,23 @@ def _ours(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
     """The whole chain, and before it what it is without its last steps."""
     start = time.perf_counter()
     chain = _fitted(case, pools, Adaptation())
-    heads = {name: chain.for_domain(domain.X) for name, domain in case.tests.items()}
+    ours = _adapted(case, chain.model_)
     seconds = time.perf_counter() - start
-    source = {name: expit(heads[name].source.margins(d.X)) for name, d in case.tests.items()}
+    unadapted = chain.model_.source
+    source = {name: expit(unadapted.margins(d.X)) for name, d in case.tests.items()}
     yield "unadapted, calibrated, expected F", Method("expected", None, source)
-    rates = {expert.pull: (expert.dropout,) for expert in chain.experts_}
-    network = ExpertConfig(pulls=("network",), dropouts=rates["network"])
-    for title, config in {
-        "ours: heads towards W0 on both domains": replace(network, moments=("none",)),
-        "+ alignment": network,
-    }.items():
-        other = _fitted(case, pools, Adaptation(experts=config, share=1.0))
-        yield title, _adapted(case, partial(_gated, other, gate=1.0))
-    alone = _with(chain, share=1.0)
-    yield "+ heads towards zero", _adapted(case, partial(_gated, alone, gate=1.0))
-    yield "+ share of the source head", _adapted(case, partial(_gated, chain, gate=1.0))
-    uncapped = _with(chain, gate=GateConfig(cap=1.0, drop=0.0))
-    yield "+ gate without a cap", _adapted(case, lambda d: uncapped.for_domain(d.X))
-    ours = _adapted(case, lambda d: chain.for_domain(d.X))
-    ours.seconds += seconds
-    yield "ours (+ cap)", ours
-    yield "ours, strict", _adapted(case, lambda d: chain.for_domain())
+    for title, part in _partial_fits(chain).items():
+        other = _fitted(case, pools, Adaptation(experts=part, share=1.0))
+        yield title, _adapted(case, _with(other, gate=OPEN, **PLAIN))
+    yield "+ shared map", _adapted(case, _with(chain, share=1.0, gate=OPEN, **PLAIN))
+    yield "+ share of the source head", _adapted(case, _with(chain, gate=OPEN, **PLAIN))
+    uncapped = GateConfig(cap=1.0, drop=0.0)
+    yield "+ gate without a cap", _adapted(case, _with(chain, gate=uncapped, **PLAIN))
+    yield "+ cap", _adapted(case, _with(chain, **PLAIN))
+    yield "+ aligned source head", _adapted(case, _with(chain, matched=0.0))
+    ours.seconds = seconds
+    yield "ours (+ known rates)", ours
+    yield "ours, strict", _adapted(case, chain.model_, strict=True)
     few = {name: d.take(np.arange(LABELLED_ROWS)) for name, d in case.few.items()}
     yield (
         f"ours, {LABELLED_ROWS} labelled rows",
@@ -190,27 +187,33 @@ def _fitted(case: Case, pools: Pools, chain: Adaptation) -> Adaptation:
     )
 
 
-def _with(chain: Adaptation, share: float | None = None, gate: GateConfig | None = None) -> Any:
-    """The fitted model with another share or gate."""
+def _partial_fits(chain: Adaptation) -> dict[str, ExpertConfig]:
+    """Experts of the first rows of ours, at the dropout rates of the whole chain."""
+    rates = {expert.pull: (expert.dropout,) for expert in chain.experts_}
+    network = ExpertConfig(pulls=("network",), dropouts=rates["network"])
+    return {
+        "ours: heads towards W0 on both domains": replace(network, moments=("none",)),
+        "+ alignment": network,
+        "+ heads towards zero": replace(network, pulls=("network", "zero")),
+    }
+
+
+def _with(chain: Adaptation, share: float | None = None, **domain: Any) -> AdaptedModel:
+    """The fitted model with another share or other constants of what is done for a domain."""
     model = chain.model_
-    if share is not None:
-        model = replace(model, share=share)
-    if gate is not None:
-        model = replace(model, config=replace(model.config, gate=gate))
-    return model
+    return replace(
+        model,
+        share=model.share if share is None else share,
+        config=replace(model.config, **domain),
+    )
 
 
-def _gated(chain: Any, domain: Domain, gate: float) -> DomainHead:
-    model = getattr(chain, "model_", chain)
-    head: DomainHead = replace(
-        model, config=replace(model.config, gate=GateConfig(fixed=gate))
-    ).for_domain(domain.X)
-    return head
-
-
-def _adapted(case: Case, head: Callable[[Domain], DomainHead]) -> Method:
+def _adapted(case: Case, model: AdaptedModel, strict: bool = False) -> Method:
     start = time.perf_counter()
-    tests = {name: head(domain).predict_proba(domain.X) for name, domain in case.tests.items()}
+    tests = {
+        name: model.for_domain(None if strict else domain.X).predict_proba(domain.X)
+        for name, domain in case.tests.items()
+    }
     return Method("expected", None, tests, time.perf_counter() - start)
 
 

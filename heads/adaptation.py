@@ -5,16 +5,21 @@ by unlabelled images only. The steps, each of which can be switched off or repla
 
 1. *alignment*: means (and spreads) of features are mapped to those of the validation rows, so that
    a head fitted on mapped Stage 1 rows serves every domain (:mod:`heads.alignment`);
-2. *experts*: heads towards the network's own and towards zero, for each map, on Stage 1 and a
-   tenth as much validation; margins averaged (:mod:`heads.experts`);
+2. *experts*: heads towards the network's own and towards zero, and the network's after a map of
+   features that all labels share, for each alignment, on Stage 1 and a tenth as much validation;
+   margins averaged (:mod:`heads.experts`);
 3. *views*: how much the first view counts beside the mean over views is chosen by log-loss,
    out of fold for the experts, on validation for the source head;
 4. *calibration*: the adapted head on out-of-fold Stage 1 rows, the source head on validation;
-5. *share*: both are mixed in probability; the adapted head's share w has the least log-loss on
+5. *source expert*: the source head goes to its aligned form as far as the domain is away from
+   home, half as far where labels were given differently;
+6. *share*: both are mixed in probability; the adapted head's share w has the least log-loss on
    out-of-fold Stage 1 rows. Where Stage 1 is hardly shifted the source head keeps a say;
-6. *gate*: what is left of that share in another domain (:mod:`heads.gate`), g w;
-7. *priors*: labelled rows of a domain, if there are any, move its label rates;
-8. *decision*: label sets of the highest expected F-beta.
+7. *gate*: what is left of that share in another domain (:mod:`heads.gate`), g w;
+8. *rates*: in a shifted domain that is not Stage 1's both heads go half way to the label rates of
+   the known domains, less where labels were given differently (:mod:`heads.rates`);
+9. *priors*: labelled rows of a domain, if there are any, move its label rates;
+10. *decision*: label sets of the highest expected F-beta.
 """
 
 from __future__ import annotations
@@ -27,15 +32,14 @@ from scipy.special import expit
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 
+from heads.alignment import DomainMoments
 from heads.calibration import PlattCalibration, fit_platt
 from heads.decisions import Decision, ExpectedFBeta
 from heads.domain_heads import (
     AdaptedModel,
     DomainConfig,
     DomainHead,
-    DomainMoments,
     Step,
-    ViewedHead,
     table,
 )
 from heads.experts import ExpertConfig, Linear, Rows, average, fit_experts
@@ -43,6 +47,7 @@ from heads.gate import unsureness
 from heads.inputs import check_beta
 from heads.labelshift import label_shift_test
 from heads.platt import logits
+from heads.rates import pooled_rates
 from heads.selection import log_losses
 from heads.training import check_features, check_targets
 
@@ -64,13 +69,13 @@ class Adaptation(BaseEstimator):
     experts : ExpertConfig, optional
         Steps 1 and 2.
     domain : DomainConfig, optional
-        Steps 6 and 7; its beta is that of the chain.
+        Steps 5 and 7 to 9; its beta is that of the chain.
     calibration : "platt", an estimator with fit, slope_ and intercept_, or None
         Step 4; "platt": :class:`heads.PlattCalibration`.
     decision : Decision, optional
-        Step 8; fitted on out-of-fold Stage 1 rows. None: ``ExpectedFBeta(beta)``.
+        Step 10; fitted on out-of-fold Stage 1 rows. None: ``ExpectedFBeta(beta)``.
     share : float, optional
-        Step 5 with a given w; None: chosen.
+        Step 6 with a given w; None: chosen.
     first_view : float, optional
         Step 3 with a given weight; None: chosen.
     shift_bounds : (float, float)
@@ -169,13 +174,9 @@ class Adaptation(BaseEstimator):
             self.shift_bounds,
             random_state=self.random_state,
         )
-        source_head = ViewedHead(network.calibrated(*source_calibration), source_first)
-        unadapted = expit(source_head.margins(target.X))
-        self.share_ = self._chosen_share(calibrated, unadapted, target)
-        self.oof_predict_proba_ = self.share_ * calibrated + (1 - self.share_) * unadapted
         self.source_predict_proba_ = source_proba
         self.n_features_in_ = target.X.shape[-1]
-        self.model_ = AdaptedModel(
+        model = AdaptedModel(
             network=network,
             targets=self._targets(),
             source_moments=DomainMoments.of(home.X),
@@ -184,14 +185,26 @@ class Adaptation(BaseEstimator):
             target_calibration=target_calibration,
             source_first=source_first,
             target_first=target_first,
-            share=self.share_,
+            share=1.0,
             sure_home=0.0,
             sure_target=0.0,
+            rates=pooled_rates(target.Y, home.Y),
             label_shift=self.label_shift_,
-            decision=self._decision(target),
+            decision=ExpectedFBeta(self.beta),
             config=domain,
         )
-        self._measure_sureness(target, home)
+        source_expert = model.source_expert(model.target_moments, model.stage_1_signs())
+        unadapted = expit(source_expert.margins(target.X))
+        self.share_ = self._chosen_share(calibrated, unadapted, target)
+        self.oof_predict_proba_ = self.share_ * calibrated + (1 - self.share_) * unadapted
+        sure = self._sureness(model, home), self._sureness(model, target)
+        self.model_ = replace(
+            model,
+            share=self.share_,
+            sure_home=sure[0],
+            sure_target=sure[1],
+            decision=self._decision(target),
+        )
         return self
 
     def for_domain(self, X: Any = None, labelled: tuple[Any, Any] | None = None) -> DomainHead:
@@ -261,7 +274,9 @@ class Adaptation(BaseEstimator):
         if self.calibration is None:
             return expit(margins), (np.ones(K), np.zeros(K))
         if self.calibration == "platt":
-            fitted: Any = PlattCalibration(random_state=self.random_state)
+            folds = min(5, len(np.unique(rows.groups)))
+            few = {"strengths": ()} if folds < 2 else {"cv": folds}
+            fitted: Any = PlattCalibration(random_state=self.random_state, **few)
         else:
             fitted = clone(self.calibration)
         P = expit(margins.astype(np.float64))
@@ -296,13 +311,9 @@ class Adaptation(BaseEstimator):
         )
         return fitted
 
-    def _measure_sureness(self, target: Rows, home: Rows) -> None:
-        rng = np.random.default_rng(self.random_state)
-        sure = [
-            self.model_.sureness(rows.X[np.sort(rng.permutation(len(rows.X))[:_SAMPLE])])
-            for rows in (home, target)
-        ]
-        self.model_ = replace(self.model_, sure_home=sure[0], sure_target=sure[1])
+    def _sureness(self, model: AdaptedModel, rows: Rows) -> float:
+        drawn = np.random.default_rng(self.random_state).permutation(len(rows.X))[:_SAMPLE]
+        return model.sureness(rows.X[np.sort(drawn)])
 
 
 def _rows(X: Any, Y: Any, groups: Any, mask: Any, estimator: Any) -> Rows:

@@ -95,6 +95,33 @@ class Moments:
         return FeatureMap(scale, reference.mean - scale * self.mean)
 
 
+@dataclass(frozen=True)
+class DomainMoments:
+    """Moments of a domain over all its views, and over the first view.
+
+    Attributes
+    ----------
+    every, first : Moments
+    views : int
+    """
+
+    every: Moments
+    first: Moments
+    views: int
+
+    @classmethod
+    def of(cls, X: np.ndarray) -> DomainMoments:
+        """Of X (n, d) or (n, v, d)."""
+        if X.ndim == 2 or X.shape[1] == 1:
+            moments = Moments.of(X)
+            return cls(moments, moments, 1)
+        return cls(Moments.of(X), Moments.of(X[:, 0]), X.shape[1])
+
+    def like(self, other: DomainMoments) -> Moments:
+        """Those that compare with `other`: of all views if both have as many."""
+        return self.every if self.views == other.views else self.first
+
+
 class DomainAlignment(TransformerMixin, BaseEstimator):
     """Maps a domain's features so that their mean (and spread) is that of a reference domain.
 

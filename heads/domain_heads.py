@@ -7,7 +7,7 @@ of a domain it gives a :class:`DomainHead`: two linear heads and a mixing weight
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,16 @@ from scipy.sparse import csr_matrix
 from scipy.special import expit
 
 from heads import markup
-from heads.alignment import Moments, check_domain_rows
+from heads.alignment import DomainMoments, check_domain_rows
 from heads.decisions import Decision
 from heads.expected import expected_fbeta_sets
 from heads.experts import Linear, average
-from heads.gate import Gate, GateConfig, distance, likeness, open_gate, unsureness
+from heads.gate import ENOUGH, Gate, GateConfig, distance, likeness, open_gate, unsureness
 from heads.inputs import check_truth
 from heads.labelshift import LabelShiftTest
 from heads.markup import in_notebook
 from heads.platt import mapped
+from heads.rates import rates_bias
 from heads.shift import PriorShift
 from heads.training import check_features
 
@@ -46,6 +47,12 @@ class DomainConfig:
         See :class:`heads.DomainAlignment`.
     prior_pseudo_count : float
         Images that the rates expected by the model are worth against labelled ones.
+    aligned : float
+        How far the source head of a shifted domain goes to its aligned form; half of that where
+        labels were given differently, which moves features too.
+    matched : float
+        How far the heads of a shifted domain that is not Stage 1's go to the label rates of the
+        known domains; not at all where labels were given differently.
     """
 
     beta: float = 2.0
@@ -53,6 +60,8 @@ class DomainConfig:
     pseudo_count: float = 10.0
     max_scale: float = 10.0
     prior_pseudo_count: float = 300.0
+    aligned: float = 1.0
+    matched: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -174,33 +183,6 @@ class DomainHead:
 
 
 @dataclass(frozen=True)
-class DomainMoments:
-    """Moments of a domain over all its views, and over the first view.
-
-    Attributes
-    ----------
-    every, first : Moments
-    views : int
-    """
-
-    every: Moments
-    first: Moments
-    views: int
-
-    @classmethod
-    def of(cls, X: np.ndarray) -> DomainMoments:
-        """Of X (n, d) or (n, v, d)."""
-        if X.ndim == 2 or X.shape[1] == 1:
-            moments = Moments.of(X)
-            return cls(moments, moments, 1)
-        return cls(Moments.of(X), Moments.of(X[:, 0]), X.shape[1])
-
-    def like(self, other: DomainMoments) -> Moments:
-        """Those that compare with `other`: of all views if both have as many."""
-        return self.every if self.views == other.views else self.first
-
-
-@dataclass(frozen=True)
 class AdaptedModel:
     """What :class:`heads.Adaptation` learnt: arrays and numbers, no data.
 
@@ -218,6 +200,8 @@ class AdaptedModel:
     share : float
     sure_home, sure_target : float
         Expected F-beta of the source head.
+    rates : (K,)
+        Of the labels in the known domains; NaN unknown.
     label_shift : LabelShiftTest
     decision : Decision
     config : DomainConfig
@@ -234,6 +218,7 @@ class AdaptedModel:
     share: float
     sure_home: float
     sure_target: float
+    rates: np.ndarray
     label_shift: LabelShiftTest
     decision: Decision
     config: DomainConfig
@@ -257,14 +242,33 @@ class AdaptedModel:
         ]
         return ViewedHead(average(heads).calibrated(*self.target_calibration), self.target_first)
 
+    def source_expert(self, domain: DomainMoments, signs: Gate) -> ViewedHead:
+        """The calibrated source head, the more aligned the further from home the domain is."""
+        share = self.config.aligned * signs.away * (1 - self.label_shift.strength / 2)
+        if not share:
+            return self.source
+        own, home = domain.like(self.source_moments), self.source_moments.like(domain)
+        maps = [own.map_to(home, moments, self.config.max_scale) for moments in self.targets]
+        heads = [self.network, *(self.network.after(m) for m in maps)]
+        mixed = average(heads, [1 - share, *[share / len(maps)] * len(maps)])
+        return ViewedHead(mixed.calibrated(*self.source_calibration), self.source_first)
+
+    def stage_1_signs(self) -> Gate:
+        """Of Stage 1's own domain."""
+        own, home = self.target_moments, self.source_moments
+        away = distance(own.like(home), home.like(own))
+        _, f_0 = likeness(1.0, away, own.every.images, self.config.gate)
+        return open_gate(1.0, 1.0, f_0, self.label_shift.strength, self.config.gate)
+
     def for_domain(
         self, X: Any = None, labelled: tuple[Any, Any] | None = None, random_state: int = 0
     ) -> DomainHead:
         """See :meth:`heads.Adaptation.for_domain`."""
-        source, steps = self.source, [Step("targets", *self._shift_words())]
+        steps = [Step("targets", *self._shift_words())]
         if X is None:
+            signs = self.stage_1_signs()
             adapted = self.adapted(self.target_moments)
-            signs = open_gate(1.0, 1.0, 0.0, self.label_shift.strength, self.config.gate)
+            source = self.source_expert(self.target_moments, signs)
             steps += [
                 Step("alignment", "Stage 1's own map", "no image of the domain was looked at"),
                 Step("gate", f"{signs.value:.2f}", "the domain counts as Stage 1's"),
@@ -274,11 +278,14 @@ class AdaptedModel:
             check_domain_rows(len(X))
             domain = DomainMoments.of(X)
             shrunk = self._shrunk(domain)
-            adapted = self.adapted(shrunk)
             sample = np.random.default_rng(random_state).permutation(len(X))[:SAMPLE]
             X = X[np.sort(sample)]
             signs, found = self._signs(X, domain)
             steps += [self._alignment_step(domain), found]
+            adapted, source, step = self._at_known_rates(
+                self.adapted(shrunk), self.source_expert(shrunk, signs), signs, X
+            )
+            steps.append(step)
         head = DomainHead(
             adapted, source, signs.value, self.share, None, self.decision, signs, tuple(steps)
         )
@@ -288,9 +295,7 @@ class AdaptedModel:
         if labelled is not None:
             bias, step = self._priors(head, *labelled)
             steps.append(step)
-        return DomainHead(
-            adapted, source, signs.value, self.share, bias, self.decision, signs, tuple(steps)
-        )
+        return replace(head, bias=bias, steps=tuple(steps))
 
     # -- parts ----------------------------------------------------------------------------
 
@@ -306,6 +311,20 @@ class AdaptedModel:
         own, count = domain.like(self.target_moments), self.config.pseudo_count
         own = own.shrunk(self.target_moments.like(domain), count)
         return DomainMoments(own, own, domain.views)
+
+    def _at_known_rates(
+        self, adapted: ViewedHead, source: ViewedHead, signs: Gate, X: np.ndarray
+    ) -> tuple[ViewedHead, ViewedHead, Step]:
+        """Both heads with biases that bring them nearer to the rates of the known domains."""
+        strength = self.config.matched * signs.elsewhere * (1 - self.label_shift.strength)
+        strength *= min(1.0, len(X) / ENOUGH)
+        moved, most = [], 0.0
+        for head in (adapted, source):
+            bias = rates_bias(head.margins(X), self.rates, strength)
+            moved.append(replace(head, head=Linear(head.head.W, head.head.b + bias)))
+            most = max(most, float(np.abs(bias).max(initial=0)))
+        reason = f"{strength:.0%} of the way to the label rates of the known domains"
+        return moved[0], moved[1], Step("rates", f"logits moved by up to {most:.2f}", reason)
 
     def _signs(self, X: np.ndarray, domain: DomainMoments) -> tuple[Gate, Step]:
         config, shift = self.config.gate, self.label_shift.strength
@@ -352,7 +371,7 @@ class AdaptedModel:
         )
 
     def _effect(self, head: DomainHead, X: np.ndarray) -> Step:
-        P, P_source = head.predict_proba(X), expit(head.source.margins(X))
+        P, P_source = head.predict_proba(X), expit(self.source.margins(X))
         sets = [expected_fbeta_sets(p, self.config.beta) for p in (P_source, P)]
         counts = [s.sets.nnz / len(X) for s in sets]
         return Step(

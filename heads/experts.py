@@ -2,7 +2,8 @@
 
 Stage 1 rows are mapped to the moments of the validation rows, once by means and once by means
 and spreads; both kinds of rows are then standardised by the mapped Stage 1 rows. There, a
-head towards the network's own last layer and one towards zero are fitted on all of Stage 1 and on
+head towards the network's own last layer, one towards zero, and the network's after a linear map
+of features that all labels share (:mod:`heads.adapter`) are fitted on all of Stage 1 and on
 validation rows that count little; margins are averaged. For a domain with a map of its own
 everything is affine: one head (W, b) on its raw features.
 """
@@ -16,10 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from heads.adapter import fit_adapter
 from heads.alignment import FeatureMap, Moments, check_moments
+from heads.folds import check_folds
 from heads.logistic import DropoutLogistic, DropoutLogisticCV
+from heads.platt import fit_platt
 
-PULLS = ("network", "zero")
+PULLS = ("network", "zero", "shared")
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,16 @@ class ExpertConfig:
     ----------
     moments : tuple of "none", "mean", "mean_std"
         Maps to the validation rows' moments; a head for each.
-    pulls : tuple of "network", "zero"
-        What heads shrink towards; a head for each.
+    pulls : tuple of "network", "zero", "shared"
+        What heads shrink towards; a head for each. shared: the network's, all labels
+        moving by one map of the features.
     source_weight : float
         What all validation rows together count, in units of all of Stage 1.
     source_rows : int
         Validation rows at most, drawn by the seed.
     dropouts : rates to compare out of fold
+    shared_strength : float
+        Of the shared map's pull to none.
     cv : int
         Folds.
     max_scale : float
@@ -80,10 +87,11 @@ class ExpertConfig:
     """
 
     moments: tuple[str, ...] = ("mean", "mean_std")
-    pulls: tuple[str, ...] = ("network", "zero")
+    pulls: tuple[str, ...] = ("network", "zero", "shared")
     source_weight: float = 0.1
     source_rows: int = 1000
     dropouts: tuple[float, ...] = (0.2, 0.35, 0.5)
+    shared_strength: float = 0.1
     cv: int = 5
     max_scale: float = 10.0
 
@@ -99,6 +107,7 @@ class Expert:
     pull : str
         What it was shrunk towards.
     dropout : float
+        0 for a shared map.
     head : Linear
     oof : (n, v, K)
         Out-of-fold margins of the Stage 1 rows, view by view.
@@ -158,9 +167,16 @@ def fit_experts(
         network = start.after(FeatureMap(spread, centre))
         Z = standard.transform(to_source.transform(target.X))
         rest = _unseen(Z, target.Y, network, seen)
-        both = _both(Z, standard.transform(source.X[:, :1]), target, source, config.source_weight)
+        Z_source = standard.transform(source.X[:, :1])
+        both = _both(Z, Z_source, target, source, config.source_weight)
         both["Y"] = both["Y"][:, seen]
+        if "shared" in config.pulls:
+            mapped = Rows(Z, target.Y, target.groups), Rows(Z_source, source.Y, source.groups)
+            head, oof = _shared(*mapped, network, rest, seen, config, seed)
+            experts.append(Expert(moments, "shared", 0.0, head.after(standard), oof))
         for pull in config.pulls:
+            if pull == "shared":
+                continue
             init = Linear(network.W[seen], network.b[seen]) if pull == "network" else None
             fitted = _fit(both, init, dropouts.get(pull, config.dropouts), config.cv, seed)
             dropouts[pull] = [float(fitted.dropout_)]  # the other map differs little
@@ -179,7 +195,7 @@ def _check(config: ExpertConfig) -> None:
     if not config.moments or not config.pulls or not set(config.pulls) <= set(PULLS):
         raise ValueError(
             f"moments {config.moments}, pulls {config.pulls}: give at least one of each; pulls are "
-            f"{' and '.join(PULLS)}"
+            f"{', '.join(PULLS)}"
         )
 
 
@@ -213,6 +229,55 @@ def _both(
         rows["sample_weight"] = np.r_[rows["sample_weight"], np.full(m, weight * n / m)]
         rows["groups"] = np.r_[rows["groups"], target.groups.max() + 1 + source.groups]
     return rows
+
+
+def _shared(
+    target: Rows,
+    source: Rows,
+    network: Linear,
+    rest: Linear,
+    seen: np.ndarray,
+    config: ExpertConfig,
+    seed: int,
+) -> tuple[Linear, np.ndarray]:
+    """The head with a shared map, and out-of-fold margins (n, v, K) of Stage 1."""
+    n, Y = len(target.X), target.Y
+    # The map is measured in features, so it matters what the network's margins are worth.
+    means = target.X.mean(axis=1)
+    margins = means @ network.W.T + network.b
+    known = ~np.isnan(Y)
+    platt = fit_platt(margins, np.where(known, Y, 0), known, np.ones(n))
+    start = network.calibrated(np.array(max(platt.slope, 0.0)), np.array(platt.intercept))
+
+    def fit(train: np.ndarray) -> Linear:
+        mine, home = train[train < n], train[train >= n] - n
+        seen_by = [means[mine], target.X[mine, 0]] if target.X.shape[1] > 1 else [means[mine]]
+        weights = [np.full(len(mine), 1 / len(seen_by))] * len(seen_by)
+        labels = [Y[mine]] * len(seen_by)
+        if config.source_weight and len(home):
+            seen_by.append(source.X[home, 0])
+            weights.append(np.full(len(home), config.source_weight * max(1, len(mine)) / len(home)))
+            labels.append(source.Y[home])
+        head = Linear(rest.W.copy(), rest.b.copy())
+        head.W[seen], head.b[seen] = fit_adapter(
+            np.concatenate(seen_by),
+            np.concatenate(labels)[:, seen],
+            np.concatenate(weights),
+            start.W[seen],
+            start.b[seen],
+            config.shared_strength,
+        )
+        return head
+
+    groups = np.r_[target.groups, target.groups.max() + 1 + source.groups]
+    labels = np.concatenate([Y, source.Y])
+    oof = np.zeros((*target.X.shape[:2], Y.shape[1]), target.X.dtype)
+    for train, test in check_folds(config.cv, labels, labels, groups, seed):
+        held = test[test < n]
+        if len(held):
+            flat = target.X[held].reshape(-1, target.X.shape[-1])
+            oof[held] = fit(train).margins(flat).reshape(len(held), target.X.shape[1], -1)
+    return fit(np.arange(len(labels))), oof
 
 
 def _fit(

@@ -32,7 +32,7 @@ import numpy as np
 from heads.alignment import Moments
 
 _ROWS = 1000  # images beyond which more of them make T no stricter
-_ENOUGH = 100  # images that can show which domain they are of
+ENOUGH = 100  # images that can show which domain they are of
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class GateConfig:
     """
 
     fixed: float | None = None
-    cap: float = 0.6
-    drop: float = 0.1
+    cap: float = 0.8
+    drop: float = 0.3
     familiar: tuple[float, float] = (1.5, 3.0)
 
 
@@ -71,6 +71,16 @@ class Gate:
     unsure: float
     familiar: float
     home: float
+
+    @property
+    def away(self) -> float:
+        """How far this is from home: unsure, and not looking as there."""
+        return (1 - self.home) * self.unsure
+
+    @property
+    def elsewhere(self) -> float:
+        """How surely this is a shifted domain that is not Stage 1's either."""
+        return (1 - self.familiar) * self.away
 
 
 def unsureness(home: float, stage_1: float, domain: float) -> float:
@@ -104,7 +114,7 @@ def likeness(
     home = familiarity(to_home, config.familiar)
     beyond, beyond_home = max(to_stage_1 - 1, 0.0), max(to_home - 1, 0.0)
     nearer = beyond_home / (beyond + beyond_home) if beyond + beyond_home > 0 else 0.5
-    shown = min(1, images / _ENOUGH)
+    shown = min(1, images / ENOUGH)
     return shown * familiar * (1 - home + home * nearer), shown * home
 
 

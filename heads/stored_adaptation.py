@@ -5,6 +5,7 @@ attribute ``facts``                 numbers, the test for label shift, the const
 ``network/W``, ``network/b``        the network's own last layer
 ``targets/MOMENTS/W``, ``b``        the head on features that were mapped by these moments
 ``DOMAIN_moments/every``, ``first``  (2, d) mean and standard deviation over all views, the first
+``rates``                           (K,) of the labels in the known domains, NaN unknown
 ``DOMAIN_calibration``              (2, K) slope and intercept; DOMAIN is source or target
 ==================================  ================================================
 
@@ -44,6 +45,7 @@ def write_adapted(group: h5py.Group, model: AdaptedModel) -> None:
             group[f"{domain}_moments/{name}"] = np.stack([moments.mean, moments.std])
         facts[f"{domain}_images"], facts[f"{domain}_views"] = known.every.images, known.views
         group[f"{domain}_calibration"] = np.stack(getattr(model, f"{domain}_calibration"))
+    group["rates"] = model.rates
     group.attrs["facts"] = json.dumps(facts)
 
 
@@ -76,6 +78,7 @@ def read_adapted(group: h5py.Group, n_labels: int, decision: Decision | None) ->
         target_moments=_moments(group, "target", facts, d),
         source_calibration=_calibration(group, "source", n_labels),
         target_calibration=_calibration(group, "target", n_labels),
+        rates=_rates(group, n_labels),
         label_shift=LabelShiftTest(**facts["label_shift"]),
         decision=decision,
         config=DomainConfig(gate=GateConfig(**gate), **config),
@@ -105,6 +108,13 @@ def _moments(group: h5py.Group, domain: str, facts: dict[str, Any], d: int) -> D
 def _calibration(group: h5py.Group, domain: str, n_labels: int) -> tuple[np.ndarray, np.ndarray]:
     slope, intercept = _pair(group, f"{domain}_calibration", n_labels)
     return slope, intercept
+
+
+def _rates(group: h5py.Group, n_labels: int) -> np.ndarray:
+    rates: np.ndarray = group["rates"][()]
+    if rates.shape != (n_labels,):
+        raise ValueError(f"rates has shape {rates.shape}; expected ({n_labels},)")
+    return rates
 
 
 def _pair(group: h5py.Group, name: str, length: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from heads import Adaptation, ExpectedFBeta, GlobalThreshold, PlattCalibration, mean_fbeta
+from heads.alignment import DomainMoments
 from heads.domain_heads import DomainConfig, DomainHead
 from heads.experts import ExpertConfig
 from heads.gate import GateConfig, familiarity, likeness, open_gate, unsureness
@@ -41,13 +42,17 @@ def chain() -> Adaptation:
     return fitted()
 
 
-def with_gate(chain: Adaptation, **gate: Any) -> Adaptation:
-    """The same fit with another gate."""
+def with_domain(chain: Adaptation, **domain: Any) -> Adaptation:
+    """The same fit, with other constants of what is done for a domain."""
     other = clone(chain)
     other.__dict__.update(vars(chain))
-    config = replace(chain.model_.config, gate=GateConfig(**gate))
+    config = replace(chain.model_.config, **domain)
     other.model_ = replace(chain.model_, config=config)
     return other
+
+
+CLOSED = GateConfig(fixed=0.0)
+PLAIN = {"aligned": 0.0, "matched": 0.0}
 
 
 def unadapted(chain: Adaptation) -> ExpectedFBeta:
@@ -101,7 +106,7 @@ def test_the_order_of_a_domains_rows_does_not_matter(chain: Adaptation) -> None:
 def test_features_that_are_moved_and_scaled_are_mapped_back(chain: Adaptation) -> None:
     """The adapted head undoes what its map can; the source head, not aligned, cannot."""
     config = replace(QUICK, moments=("mean_std",))
-    domain = DomainConfig(pseudo_count=0, gate=GateConfig(fixed=1))
+    domain = DomainConfig(pseudo_count=0, gate=GateConfig(fixed=1), aligned=0, matched=0)
     only = fitted(experts=config, domain=domain, share=1.0)
     rng = np.random.default_rng(0)
     moved = X_TEST * rng.uniform(0.5, 2, X.shape[-1]) + rng.normal(size=X.shape[-1])
@@ -138,7 +143,7 @@ def test_unknown_labels_may_be_nan_or_masked() -> None:
 
 
 def test_gate_0_is_the_calibrated_source_head(chain: Adaptation) -> None:
-    head = with_gate(chain, fixed=0.0).for_domain(X_TEST)
+    head = with_domain(chain, gate=CLOSED, **PLAIN).for_domain(X_TEST)
     margins = X_VAL[:, 0] @ W0.T + B0
     if chain.model_.source_first < 1:
         first = chain.model_.source_first
@@ -152,7 +157,7 @@ def test_gate_0_is_the_calibrated_source_head(chain: Adaptation) -> None:
 
 def test_a_share_of_0_leaves_nothing_but_the_source_head(chain: Adaptation) -> None:
     none = fitted(share=0.0).for_domain(X_TEST).predict_proba(X_TEST)
-    closed = with_gate(chain, fixed=0.0).for_domain(X_TEST).predict_proba(X_TEST)
+    closed = with_domain(chain, gate=CLOSED).for_domain(X_TEST).predict_proba(X_TEST)
     np.testing.assert_allclose(none, closed, rtol=1e-9)
 
 
@@ -205,6 +210,62 @@ def test_nothing_positive_is_refused() -> None:
         fitted(np.zeros_like(STAGE_1.Y))
 
 
+def test_the_source_head_is_aligned_as_far_as_the_domain_is_away(chain: Adaptation) -> None:
+    moved = X_TEST + np.linspace(-2, 2, X_TEST.shape[-1])
+    head = with_domain(chain, matched=0.0).for_domain(moved)
+    away = head.signs.away * (1 - chain.label_shift_.strength / 2)
+    assert 0 < away <= 1
+    parts = []
+    for moments in ("mean", "mean_std"):
+        own, home = chain.model_._shrunk(DomainMoments.of(moved)), chain.model_.source_moments
+        there = own.every.map_to(home.every, moments, 10.0).transform(moved)
+        parts.append(chain.model_.source.margins(there))
+    expected = away * np.mean(parts, axis=0) + (1 - away) * chain.model_.source.margins(moved)
+    np.testing.assert_allclose(head.source.margins(moved), expected, atol=1e-4)
+    at_home = synthetic.features(TEST, views=2)
+    kept = chain.for_domain(at_home)
+    assert kept.signs.away < 0.2
+
+
+def test_rates_are_half_way_to_those_of_the_known_domains_where_labels_did_not_shift(
+    chain: Adaptation,
+) -> None:
+    moved = X_TEST + np.linspace(-2, 2, X_TEST.shape[-1])
+    plain, head = with_domain(chain, matched=0.0).for_domain(moved), chain.for_domain(moved)
+    known = np.concatenate([STAGE_1.Y, SOURCE.Y]).mean(axis=0)
+    apart = [
+        np.abs(logit(expit(h.adapted.margins(moved)).mean(axis=0)) - logit(known)).mean()
+        for h in (plain, head)
+    ]
+    assert apart[1] < apart[0]
+    np.testing.assert_array_equal(plain.adapted.head.W, head.adapted.head.W)
+    # Where annotators differ, known rates say nothing about others.
+    shifted = replace(chain.model_, label_shift=replace(chain.label_shift_, strength=1.0))
+    rates = [shifted.for_domain(moved), with_domain(chain, **PLAIN).for_domain(moved)]
+    np.testing.assert_array_equal(rates[0].adapted.head.b, rates[1].adapted.head.b)
+    # Nor do they on Stage 1's own domain.
+    np.testing.assert_allclose(
+        chain.for_domain(X_TEST).adapted.head.b,
+        with_domain(chain, matched=0.0).for_domain(X_TEST).adapted.head.b,
+        atol=0.05,
+    )
+
+
+@pytest.mark.parametrize("n", [5, 30])
+def test_a_handful_of_stage_1_rows_do(n: int) -> None:
+    few = Adaptation(experts=QUICK).fit(
+        X[:n], STAGE_1.Y[:n], source=(X_VAL, SOURCE.Y), coef_init=W0, intercept_init=B0
+    )
+    assert np.isfinite(few.for_domain(X_TEST).predict_proba(X_TEST)).all()
+
+
+def test_one_group_of_stage_1_images_cannot_be_held_out_in_part() -> None:
+    one = Adaptation(experts=QUICK).fit(
+        *(X, STAGE_1.Y, (X_VAL, SOURCE.Y), W0, B0), groups=np.zeros(len(X))
+    )
+    assert np.isfinite(one.oof_predict_proba_).all()
+
+
 # ------------------------------------------------------------------ labelled rows
 
 
@@ -250,7 +311,7 @@ def test_steps_can_be_replaced() -> None:
 
 
 def test_without_maps_the_adapted_head_is_the_same_everywhere() -> None:
-    other = fitted(experts=replace(QUICK, moments=("none",)))
+    other = fitted(experts=replace(QUICK, moments=("none",)), domain=DomainConfig(matched=0))
     first, second = (other.for_domain(domain).adapted for domain in (X_TEST, X_TEST + 3))
     np.testing.assert_array_equal(first.head.W, second.head.W)
     np.testing.assert_array_equal(first.head.b, second.head.b)
