@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 from scipy.special import expit
 
 from benchmarks.blending_transfer import transfer
@@ -162,12 +162,11 @@ def two_domains(
     M: int, n: int, n_source: int, K: int, steps: int, source_rows: int | None
 ) -> list[dict[str, Any]]:
     """The greedy method with a source domain."""
-    target, source = drawn(M, n, K, 1), drawn(M, n_source, K, 3)
-    P, Y = np.empty((M, n + n_source, K), np.float16), [target.Y, source.Y]
-    P[:, :n], P[:, n:] = target.P, source.P
+    P = np.empty((M, n + n_source, K), np.float16)
+    target, source = drawn(M, n, K, 1, P[:, :n]), drawn(M, n_source, K, 3, P[:, n:])
+    truth = csr_matrix(vstack([target.Y, source.Y]))
     domains = np.repeat(["target", "source"], [n, n_source])
     blend = Blend(max_steps=steps, patience=steps, source_rows=source_rows)
-    truth = csr_matrix(np.concatenate([y.toarray() for y in Y]))
     run = timed(lambda: blend.fit(P, truth, domains), 1)
     weight = np.where(domains == "target", 1 / n, 1 / n_source)
     again = best_global_threshold(_mean(P, blend.weights_), truth, sample_weight=weight)[1]
@@ -249,7 +248,12 @@ def main() -> int:
         rows += two_domains(M, n, n_source, K, steps, n if arguments.quick else 2000)
     if "disk" in arguments.parts:
         rows.append(from_disk(M, n, 10 * K if arguments.quick else 7178, steps))
-    report(f"blending{suffix}", rows, "Choosing weights and cut; held-out F2 on as many new images")
+    parts = "" if len(arguments.parts) > 1 else f"_{arguments.parts[0]}"
+    report(
+        f"blending{parts}{suffix}",
+        rows,
+        "Choosing weights and cut; held-out F2 on as many new images",
+    )
     return 0
 
 

@@ -24,8 +24,9 @@ from heads.metrics import paired_bootstrap_interval
 TARGET, UNSEEN = "gyosho", ("sousyo", "soseki")
 SCORED = (f"{TARGET} stage_1 rest", *(f"{font} stage_2" for font in UNSEEN), "validation, half")
 METHODS = {"ridge": DropoutRidgeCV, "logistic": DropoutLogisticCV}
-RATES = {"ridge": (0.1, 0.3, 0.6), "logistic": (0.02, 0.1, 0.3)}
-VIEWS = (1, 4)
+RATES = {"ridge": (0.1, 0.4), "logistic": (0.03, 0.15)}
+VIEWS = (1, 2)
+FOLDS = 3
 SOURCE_WEIGHT = 0.3
 
 
@@ -87,7 +88,7 @@ def models(caches: Path, network: str, quick: bool) -> Iterator[Model]:
         start = {} if method == "ridge" else {k: rows[k] for k in ("coef_init", "intercept_init")}
         X, X_source = rows["X"][:, :views], held["X"][:, :views]
         for rate, both in product(RATES[method][: 1 if quick else None], (False, True)):
-            estimator = METHODS[method](dropouts=(rate,))
+            estimator = METHODS[method](dropouts=(rate,), cv=FOLDS)
             weights = (SOURCE_WEIGHT,) if both else (0.0,)
             head = TwoDomainCV(estimator, source_weights=weights, max_source_loss=None)
             head.fit(
@@ -104,6 +105,7 @@ def models(caches: Path, network: str, quick: bool) -> Iterator[Model]:
             for name, some in sets.items():
                 scores[name] = head.predict_proba(some.features[:, :views][known[name][0]])
             yield Model(f"{network} {method} {rate} {views} {both}", scores)
+            print(f"{network}: {method}, rate {rate}, {views} views, both: {both}", flush=True)
 
 
 def transfer(caches: Path, quick: bool) -> list[dict[str, Any]]:
@@ -130,6 +132,7 @@ def transfer(caches: Path, quick: bool) -> list[dict[str, Any]]:
     for choice, blend, two in choices():
         at = np.arange(len(domains) if two else n)
         blend.fit(P[:, at], both.Y[at], domains if two else None, missed=both.missed[at])
+        print(f"{choice}: {blend.score_:.4f}", flush=True)
         for name in SCORED:
             labels = labelled[name]
             values = fbeta_per_image(labels.Y, blend.predict(scores[name]), missed=labels.missed)
@@ -148,8 +151,8 @@ def transfer(caches: Path, quick: bool) -> list[dict[str, Any]]:
                     "gain low": gain_low,
                     "gain high": gain_high,
                     "in sample": blend.score_,
-                    "nested": blend.nested_score_,
-                    "optimism": blend.optimism_,
+                    "nested": getattr(blend, "nested_score_", np.nan),
+                    "optimism": getattr(blend, "optimism_", np.nan),
                 }
             )
     return rows
@@ -157,9 +160,10 @@ def transfer(caches: Path, quick: bool) -> list[dict[str, Any]]:
 
 def choices() -> Iterator[tuple[str, Blend, bool]]:
     """Name, method, and whether validation takes part; the first is compared against."""
-    yield "best single", Blend(max_steps=1, cv=5), False
+    yield "best single", Blend(max_steps=1, cv=FOLDS), False
     for average in ("probability", "logit"):
-        options: dict[str, Any] = {"average": average, "cv": 5}
+        nested = FOLDS if average == "probability" else None
+        options: dict[str, Any] = {"average": average, "cv": nested}
         yield f"uniform, {average}", Blend(method="uniform", **options), False
         yield f"simplex, {average}", Blend(method="simplex", **options), False
         yield f"greedy, {average}", Blend(**options), False

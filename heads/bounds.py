@@ -195,7 +195,9 @@ def _swept(
     np.cumsum(change, out=mean[1:])
     mean[1:] += mean[0]
     # Equal scores are passed together: a cut stands only where the next score differs.
-    end = np.flatnonzero(np.concatenate([[True], score[1:] != score[:-1], [True]]))
+    stands = np.ones(len(score) + 1, dtype=bool)
+    stands[1:-1] = score[1:] != score[:-1]
+    end = np.flatnonzero(stands)
     best = int(end[np.argmax(mean[end] >= mean[end].max() - TIE)])
     if best == 0:
         cut = float(np.nextafter(score[0], np.inf, dtype=score.dtype)) if len(score) else np.inf

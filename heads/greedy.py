@@ -190,8 +190,12 @@ def _challenge(sums: list[_Sum], model: int, objective: Objective, leader: _Lead
             best = bound.best(least)
             score = -np.inf if best is None else best.score
             if bound.below + SLACK > max(score, least):
-                certain = False
-                break
+                if sums[d].size or not whole:
+                    certain = False
+                    break
+                # A model alone may have nothing but equal scores below its floor.
+                cut, score = sums[d].entries.single(model)
+                best = Best(score, len(sums[d].entries.truth.true), cut)
             if best is None:
                 return objective.value(upper)
             upper[d] = score

@@ -8,6 +8,7 @@ not know it. What the cuts below would give at best is bounded in `bounds`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,6 +16,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.special import logit
 
+from heads.cuts import best_global_threshold
 from heads.inputs import Matrix
 from heads.metrics import fbeta, weighted_mean
 from heads.ordering import contains
@@ -82,6 +84,8 @@ class Entries:
     floor : (M,) float
         No left-out entry has a higher score; -inf where nothing was left out.
     truth : Truth
+    alone : callable
+        Best cut and mean F-beta of a model on some of the images, read anew.
     """
 
     score: np.ndarray
@@ -89,6 +93,11 @@ class Entries:
     right: int
     floor: np.ndarray
     truth: Truth
+    alone: Callable[[int, np.ndarray], tuple[float, float]]
+
+    def single(self, model: int) -> tuple[float, float]:
+        """Best cut and mean F-beta of a model alone, whatever was left out of it."""
+        return self.alone(model, np.arange(len(self.truth.true)))
 
     def of_images(self, rows: np.ndarray) -> Entries:
         """Those of some images (ascending), which are numbered anew."""
@@ -108,6 +117,7 @@ class Entries:
             int(np.searchsorted(at, self.right)),
             self.floor,
             truth,
+            lambda model, some: self.alone(model, rows[some]),
         )
 
 
@@ -130,6 +140,14 @@ def screened(
     depth : float
         How many scores of a model are above its floor, as a multiple of images and true labels.
     """
+
+    def alone(model: int, some: np.ndarray) -> tuple[float, float]:
+        at = rows[some]
+        P = space(np.asarray(stack.models[model][at]), logits)
+        mask = None if unknown is None else unknown[at]
+        missed = truth.true[some] - truth.positive[some]
+        return best_global_threshold(P, positives[at], truth.beta, mask, missed=missed)
+
     floor = _floors(stack, rows, truth, depth)
     images, hits, scores = [], [], []
     done = 0
@@ -154,7 +172,12 @@ def screened(
     for m, row in enumerate(score):
         row[:] = np.concatenate([part[m] for part in scores])[order]
     return Entries(
-        score, np.concatenate(images)[order], int(hit.sum()), space(floor, logits), truth
+        score,
+        np.concatenate(images)[order],
+        int(hit.sum()),
+        space(floor, logits),
+        truth,
+        alone,
     )
 
 

@@ -126,6 +126,10 @@ def best_cut(entries: Entries, weights: np.ndarray) -> Best:
     return found
 
 
+def _none(model: int, some: np.ndarray) -> tuple[float, float]:
+    raise NotImplementedError("models are selected on domains apart")
+
+
 def merged(domains: Sequence[Entries], weights: np.ndarray) -> Entries:
     """All domains as one, each counting as its weight says."""
     if len(domains) == 1:
@@ -148,4 +152,5 @@ def merged(domains: Sequence[Entries], weights: np.ndarray) -> Entries:
             np.concatenate([w * t.share for w, t in zip(weights, truths, strict=True)]),
             truths[0].beta,
         ),
+        alone=_none,
     )

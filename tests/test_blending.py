@@ -404,6 +404,28 @@ def test_bounds_never_change_what_is_selected(n: int, K: int, dtype: type) -> No
     np.testing.assert_array_equal(blend.path_["domain_score"], blend.path_["score"][:, None])
 
 
+@pytest.mark.parametrize("useless", [0.0, 0.5, 1.0])
+def test_a_model_of_equal_scores_does_no_harm(useless: float) -> None:
+    P, Y = rare(9, 4, 60, 400, np.float16)
+    P = np.concatenate([np.full_like(P[:1], useless), P])
+    P[4][P[4] < 0.3] = 0  # hardly any score is left of this one
+    blend = Blend(max_steps=8, patience=8).fit(P, Y)
+    added, scores = naive([(P.astype(np.float32), Y)], 8, [1.0])
+    assert blend.path_["model"].tolist() == added
+    np.testing.assert_allclose(blend.path_["score"], np.ravel(scores), atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 1), (2, 5, 1), (2, 1, 5)])
+@pytest.mark.parametrize("value", [0, 1])
+def test_labels_that_are_all_alike(shape: tuple[int, int, int], value: int) -> None:
+    P = np.random.default_rng(0).random(shape)
+    Y = np.full(shape[1:], value)
+    for method in METHODS:
+        blend = Blend(method=method).fit(P, Y)
+        assert blend.score_ == 1
+        np.testing.assert_array_equal(blend.predict(P).toarray(), Y)
+
+
 def test_each_domain_has_its_own_cut_while_weights_are_chosen() -> None:
     P, Y = rare(0, 6, 60, 80)
     Q, Z = rare(1, 6, 100, 80)
