@@ -11,6 +11,7 @@ HELP = "python -m benchmarks NAME [--quick] runs one; NAME --help says the rest"
 TOOLS = {
     "__init__",
     "__main__",
+    "blending_transfer",
     "heads_peers",
     "measure",
     "problems",

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
-from scipy.special import expit, logit
+from scipy.special import expit
 from sklearn.utils.validation import check_is_fitted
 
 from heads.decisions import GlobalThreshold, best_global_threshold
-from heads.inputs import Matrix, check_scores, check_truth
+from heads.folds import Fold, check_folds
+from heads.greedy import TooShallow
+from heads.honest import nested
+from heads.inputs import Matrix, check_beta, check_missed, check_truth
 from heads.markup import Markup
+from heads.parallel import Map, worker_threads
+from heads.pareto import pareto_front
 from heads.results import ShowsResults, weights_table
+from heads.screening import Entries, Truth, screened, space
+from heads.selecting import Choice, Rule, choose
+from heads.simplex import LOSSES
+from heads.stacks import Models, Stack
 
-_TINY = 1e-6  # probabilities are kept this far from 0 and 1 before taking logits
-_SIMPLEX_STEPS = 300
-_SIMPLEX_TOL = 1e-6  # of the loss
-_SMALLEST_RATE = 1e-6  # of the first one; steps that short drown in rounding
+METHODS = ("greedy", "simplex", "uniform")
+AVERAGES = ("probability", "logit")
+_DEPTH = 8.0  # scores of each model that are kept at first, per image and true label
+_DEEPER = 4.0
+_ALL = 10**8  # scores of all models that simplex weights still take as they are
 
 
 class Blend(ShowsResults):
@@ -31,7 +43,7 @@ class Blend(ShowsResults):
         greedy: start from the best model and add, again and again, the model (any
         number of times) that gives the best mean F-beta per image, each candidate at
         *its own* best global threshold (Caruana et al. 2004); keep the best step.
-        simplex: the weights on the simplex with the least log-loss.
+        simplex: the weights on the simplex with the least `loss`.
         uniform: all models alike.
     average : "probability" or "logit"
         What is averaged.
@@ -39,24 +51,71 @@ class Blend(ShowsResults):
         Additions of the greedy method at most.
     patience : int
         Additions without a better score after which the greedy method stops.
+    start : int
+        The greedy method starts from that many of the best models at most: as many, best
+        first, as make the best mean.
+    loss : "log" or "squared"
+        Of the simplex method; "squared" for averaged probabilities only.
+    domain_weights : mapping of domain to weight, optional
+        What the score of each domain counts; default: all alike.
+    max_source_loss : float, optional
+        With domains: the first one (of the first row) is the target and decides alone, among
+        blends whose score on each other domain is at most this much below that
+        of the best single model there. Greedy only.
+    trade_offs : iterable of float, optional
+        With domains: weights of the first one, from 0 to 1, at which the greedy method is
+        repeated to fill `pareto_`; each takes as long again.
+    source_rows : int or None
+        With domains: of each but the first at most that many rows choose the weights, drawn by
+        `random_state`; None: all. Threshold and `score_` are of all rows.
+    cv : int, splitter or iterable of (train, test), optional
+        Repeat the whole selection in these folds, which keep groups together, and score
+        it on the images left out. Takes as long again for each fold. Default: do not.
+    random_state : int
 
     Attributes
     ----------
     weights_ : (M,) array
         Not negative, adding up to 1.
     threshold_ : float
-        On the scale of the blended probabilities.
+        On the scale of the blended probabilities; one for all domains, weighted as
+        they are (with `max_source_loss`: the target's).
     score_ : float
-        Mean F-beta of the rows that it was fitted on.
+        Mean F-beta at `threshold_` of the rows that it was fitted on.
     path_ : dict of arrays
-        For each step of the greedy method (else one step): "model" that was added and
-        "score" after it.
+        For each step of the greedy method (else one step): "model" that was added,
+        "score" after it (of the objective) and "domain_score" (S, D), of each domain at its own
+        best threshold.
+    domains_ : list of D
+        Domains in the order of `path_`; one, None, if none were given.
+    pareto_ : dict of arrays
+        With several domains, a row a blend, all that :class:`heads.plots.ParetoDisplay` draws:
+        each model alone, each step, and the best step for each of `trade_offs`. "weights"
+        (R, M), "score" (R, D), "target_score" (of the first domain) and "source_score" (mean of
+        the others), whether no other row beats it ("efficient"), and which one this is ("chosen").
+    nested_ : dict
+        With `cv`: "score" of images left out with its 95 % interval "low" and "high", that of
+        the "uniform" mean of all models, and the "gain" over it with "gain_low", "gain_high".
+    nested_score_, optimism_ : float
+        With `cv`: the score of images left out, and by how much `score_` is above it.
+
+    Notes
+    -----
+    Files are read once, block by block; kept are scores that a cut can pass
+    (:mod:`heads.screening`), M times some ten for each image and true label. A step of the greedy
+    method takes O(M) times a count of these, and a sort of some near the best cut
+    for models that might be best (:mod:`heads.bounds`). The result is that of scoring all in full.
     """
 
     weights_: np.ndarray
     threshold_: float
     score_: float
     path_: dict[str, np.ndarray]
+    domains_: list[Any]
+    pareto_: dict[str, np.ndarray]
+    nested_: dict[str, float]
+    nested_score_: float
+    optimism_: float
 
     def __init__(
         self,
@@ -65,27 +124,46 @@ class Blend(ShowsResults):
         average: str = "probability",
         max_steps: int = 50,
         patience: int = 10,
+        start: int = 1,
+        loss: str = "log",
+        domain_weights: Mapping[Any, float] | None = None,
+        max_source_loss: float | None = None,
+        trade_offs: Iterable[float] | None = None,
+        source_rows: int | None = 2000,
+        cv: Any = None,
+        random_state: int = 0,
     ) -> None:
         self.beta = beta
         self.method = method
         self.average = average
         self.max_steps = max_steps
         self.patience = patience
+        self.start = start
+        self.loss = loss
+        self.domain_weights = domain_weights
+        self.max_source_loss = max_source_loss
+        self.trade_offs = trade_offs
+        self.source_rows = source_rows
+        self.cv = cv
+        self.random_state = random_state
 
     def fit(
         self,
-        P: np.ndarray | Sequence[np.ndarray],
+        P: Models,
         Y: Matrix,
         domains: np.ndarray | Sequence[str] | None = None,
         mask: Matrix | None = None,
         missed: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+        names: Sequence[str] | None = None,
     ) -> Blend:
         """Choose weights and threshold.
 
         Parameters
         ----------
-        P : (M, n, K) array or list of M arrays (n, K)
-            Out-of-fold probabilities of each model on the same rows and labels.
+        P : (M, n, K) array, or list of M arrays (n, K) or of names of .npy files
+            Out-of-fold probabilities of each model on the same rows and labels. Mapped files
+            are read in blocks.
         Y : (n, K) dense or sparse
             True labels.
         domains : (n,), optional
@@ -94,47 +172,57 @@ class Blend(ShowsResults):
             True where a label is unknown.
         missed : (n,) counts, optional
             True labels outside the K classes; they count as misses.
+        groups : (n,), optional
+            Images that `cv` must keep together.
+        names : (M,), optional
+            What models are called where they are refused.
 
         Raises
         ------
         ValueError
-            If shapes differ, or a model's score is not finite (named by its number).
+            If shapes differ, or a model's score is no probability (by the model's name).
         """
-        if self.method not in ("greedy", "simplex", "uniform"):
-            raise ValueError(f"method is {self.method!r}; expected greedy, simplex or uniform")
-        scores = [self._space(p) for p in _check_models(P)]
-        truth, unknown = check_truth(Y, mask, scores[0].shape)
-        weight = _alike(domains, len(scores[0]))
-
-        def cut(average: np.ndarray) -> tuple[float, float]:
-            P = self._probability(average)
-            return best_global_threshold(P, truth, self.beta, unknown, weight, missed)
-
-        if self.method == "greedy":
-            counts, path = _greedy(scores, lambda s: cut(s)[1], self.max_steps, self.patience)
-            self.weights_ = counts / counts.sum()
-            self.path_ = path
-        else:
-            self.weights_ = np.full(len(scores), 1 / len(scores))
-            if self.method == "simplex":
-                self.weights_ = _simplex(scores, truth, unknown, weight, self.average == "logit")
-        self.threshold_, self.score_ = cut(_combine(scores, self.weights_))
-        if self.method != "greedy":
+        self._check()
+        data = _Data.of(self, P, Y, domains, mask, missed, names)
+        folds = None if self.cv is None else data.folds(self.cv, groups, self.random_state)
+        with worker_threads() as run:
+            found = self._selected(data, folds, run)
+        self.weights_ = found.choice.weights
+        self.domains_ = data.names
+        self.n_features_in_ = data.stack.shape[1]
+        used = data.used()
+        self.threshold_, self.score_ = best_global_threshold(
+            self._blended(data.stack, used),
+            data.truth[used],
+            self.beta,
+            None if data.unknown is None else data.unknown[used],
+            data.weight[used],
+            data.missed[used],
+        )
+        path = found.choice.path
+        if path is None:
             self.path_ = {"model": np.array([-1]), "score": np.array([self.score_])}
-        self.n_features_in_ = scores[0].shape[1]
+        else:
+            self.path_ = {"model": path.model, "score": path.value, "domain_score": path.score}
+        if found.front is not None:
+            self.pareto_ = found.front
+        if found.nested is not None:
+            self.nested_ = found.nested
+            self.nested_score_ = found.nested["score"]
+            self.optimism_ = self.score_ - self.nested_score_
         return self
 
-    def predict_proba(self, P: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+    def predict_proba(self, P: Models) -> np.ndarray:
         """Blended probabilities (n, K) of the models' probabilities (M, n, K)."""
         check_is_fitted(self, "weights_")
-        models = _check_models(P)
-        if len(models) != len(self.weights_):
+        stack = Stack.of(P)
+        if len(stack) != len(self.weights_):
             raise ValueError(
-                f"P has {len(models)} models, the blend was fitted on {len(self.weights_)}"
+                f"P has {len(stack)} models, the blend was fitted on {len(self.weights_)}"
             )
-        return self._probability(_combine([self._space(p) for p in models], self.weights_))
+        return self._blended(stack, np.arange(stack.shape[0]))
 
-    def predict(self, P: np.ndarray | Sequence[np.ndarray]) -> csr_matrix:
+    def predict(self, P: Models) -> csr_matrix:
         """Label sets of the blended probabilities; bool CSR (n, K)."""
         cut = GlobalThreshold.at(self.threshold_, self.n_features_in_)
         return cut.predict(self.predict_proba(P))
@@ -142,128 +230,164 @@ class Blend(ShowsResults):
     def _results(self) -> list[Markup]:
         return weights_table(self)
 
-    def _space(self, p: np.ndarray) -> np.ndarray:
-        if self.average == "probability":
-            return p
+    def _check(self) -> None:
+        check_beta(self.beta)
+        for value, name, allowed in (
+            (self.method, "method", METHODS),
+            (self.average, "average", AVERAGES),
+            (self.loss, "loss", LOSSES),
+        ):
+            if value not in allowed:
+                expected = ", ".join(allowed[:-1]) + f" or {allowed[-1]}"
+                raise ValueError(f"{name} is {value!r}; expected {expected}")
+        if self.loss == "squared" and self.average == "logit":
+            raise ValueError("loss='squared' needs average='probability', where it is convex")
+        for name in ("max_steps", "patience", "start"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+
+    def _selected(self, data: _Data, folds: list[Fold] | None, run: Map) -> _Selected:
+        """What is chosen on the entries that can matter; deeper ones are read where needed."""
+        logits, depth = self.average == "logit", _DEPTH
+        if self.method == "simplex" and len(data.stack) * np.prod(data.stack.shape) <= _ALL:
+            depth = np.inf
+        rule = Rule(
+            method=self.method,
+            logits=logits,
+            loss=self.loss,
+            max_steps=self.max_steps,
+            patience=self.patience,
+            start=self.start,
+            domain_weights=data.domain_weights,
+            max_source_loss=self.max_source_loss,
+        )
+        while True:
+            kept = [data.entries(d, self.beta, logits, depth) for d in range(len(data.rows))]
+            try:
+                choice = choose(kept, rule, run)
+                front = held_out = None
+                if len(kept) > 1 and choice.path is not None:
+                    front = pareto_front(kept, choice.path, rule, self.trade_offs or (), run)
+                if folds is not None:
+                    held_out = nested(kept, data.rows, folds, rule, run).results()
+                return _Selected(choice, front, held_out)
+            except TooShallow:
+                depth *= _DEEPER
+
+    def _blended(self, stack: Stack, rows: np.ndarray) -> np.ndarray:
+        """Blended probabilities of some rows, of which no more than a block is read at once."""
+        dtype = np.promote_types(stack.dtype, np.float32)
+        used = np.flatnonzero(self.weights_)
+        total = np.zeros((len(rows), stack.shape[1]), dtype)
+        done = 0
+        for some, block in stack.take(used).blocks(rows):
+            part = total[done : done + len(some)]
+            for m, p in zip(used, block, strict=True):
+                part += dtype.type(self.weights_[m]) * space(p, self.average == "logit")
+            done += len(some)
         if self.average == "logit":
-            # float16 has no number between 1 - _TINY and 1.
-            p = p.astype(np.promote_types(p.dtype, np.float32), copy=False)
-            clipped: np.ndarray = logit(np.clip(p, _TINY, 1 - _TINY))
-            return clipped
-        raise ValueError(f"average is {self.average!r}; expected probability or logit")
-
-    def _probability(self, average: np.ndarray) -> np.ndarray:
-        if self.average == "probability":
-            return np.minimum(average, 1)  # rounded weights may add up to a little more
-        probability: np.ndarray = expit(average)
-        return probability
+            return np.asarray(expit(total))
+        return np.minimum(total, 1, out=total)  # rounded weights may add up to a little more
 
 
-def _check_models(P: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
-    models = [check_scores(p, f"P[{m}]") for m, p in enumerate(P)]
-    if not models:
-        raise ValueError("P holds no models; give (M, n, K) scores with M >= 1")
-    for m, p in enumerate(models):
-        if p.shape != models[0].shape:
-            raise ValueError(f"P[{m}] has shape {p.shape}, but P[0] has shape {models[0].shape}")
-        if p.size and not 0 <= p.min() <= p.max() <= 1:
-            raise ValueError(f"P[{m}] reaches from {p.min()} to {p.max()}; give probabilities")
-    return models
+@dataclass(frozen=True)
+class _Selected:
+    """The choice, the front of several domains, and the honest score, where asked for."""
+
+    choice: Choice
+    front: dict[str, np.ndarray] | None
+    nested: dict[str, float] | None
 
 
-def _combine(scores: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """sum_m w_m s_m without a copy of all models at once."""
-    total = np.zeros_like(scores[0], dtype=np.promote_types(scores[0].dtype, np.float32))
-    for weight, score in zip(weights, scores, strict=True):
-        if weight:
-            total += total.dtype.type(weight) * score
-    return total
+@dataclass(frozen=True)
+class _Data:
+    """Everything that a blend is fitted on.
 
-
-def _greedy(
-    scores: Sequence[np.ndarray],
-    evaluate: Callable[[np.ndarray], float],
-    max_steps: int,
-    patience: int,
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """How often each model was added by the best step, and the path up to it and beyond.
-
-    A step costs M evaluations. Of equally good candidates the first one is taken.
+    `rows` are the numbers of the rows of each domain that choose the weights, ascending;
+    `weight` (n,) gives all rows of each domain together its weight.
     """
-    total = np.zeros_like(scores[0], dtype=np.promote_types(scores[0].dtype, np.float32))
-    added: list[int] = []
-    reached: list[float] = []
-    while len(added) < max_steps:
-        size = total.dtype.type(len(added) + 1)
-        candidates = [evaluate((total + score) / size) for score in scores]
-        best = int(np.argmax(candidates))
-        added.append(best)
-        reached.append(candidates[best])
-        total += scores[best]
-        if len(scores) == 1 or len(added) - int(np.argmax(reached)) > patience:
-            break
-    length = int(np.argmax(reached)) + 1
-    counts = np.bincount(added[:length], minlength=len(scores)).astype(np.float64)
-    return counts, {"model": np.array(added), "score": np.array(reached)}
+
+    stack: Stack
+    truth: csr_matrix
+    unknown: Matrix | None
+    missed: np.ndarray
+    names: list[Any]
+    rows: list[np.ndarray]
+    domain_weights: np.ndarray
+    weight: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        blend: Blend,
+        P: Models,
+        Y: Matrix,
+        domains: np.ndarray | Sequence[str] | None,
+        mask: Matrix | None,
+        missed: np.ndarray | None,
+        names: Sequence[str] | None,
+    ) -> _Data:
+        stack = Stack.of(P, names)
+        n = stack.shape[0]
+        if not n:
+            raise ValueError("P has no rows; a blend needs at least one image")
+        truth, unknown = check_truth(Y, mask, stack.shape)
+        found, rows = _rows_by_domain(domains, n)
+        shares = _domain_weights(blend, found)
+        weight = np.zeros(n)
+        for own, share in zip(rows, shares, strict=True):
+            weight[own] = share * n / len(own)
+        rng = np.random.default_rng(blend.random_state)
+        most = blend.source_rows
+        rows[1:] = [np.sort(rng.permutation(own)[:most]) for own in rows[1:]]
+        return cls(stack, truth, unknown, check_missed(missed, n), found, rows, shares, weight)
+
+    def used(self) -> np.ndarray:
+        """Rows with weight, ascending."""
+        return np.flatnonzero(self.weight)
+
+    def entries(self, domain: int, beta: float, logits: bool, depth: float) -> Entries:
+        """Entries of a domain that can matter."""
+        rows = self.rows[domain]
+        positive = np.diff(self.truth.indptr)[rows].astype(np.float64)
+        share = np.full(len(rows), 1 / len(rows))
+        truth = Truth(positive, positive + self.missed[rows], share, beta)
+        return screened(self.stack, rows, truth, self.truth, self.unknown, logits, depth)
+
+    def folds(self, cv: Any, groups: np.ndarray | None, random_state: int) -> list[Fold]:
+        """Folds over all rows."""
+        n = self.stack.shape[0]
+        return check_folds(cv, np.empty((n, 0)), self.truth, groups, random_state)
 
 
-def _alike(domains: np.ndarray | Sequence[str] | None, n: int) -> np.ndarray | None:
-    """Row weights (n,) with mean 1 that give every domain the same sum."""
+def _rows_by_domain(
+    domains: np.ndarray | Sequence[str] | None, n: int
+) -> tuple[list[Any], list[np.ndarray]]:
+    """Domains in the order of their first rows, and the rows of each."""
     if domains is None:
-        return None
+        return [None], [np.arange(n)]
     if len(domains) != n:
         raise ValueError(f"domains has length {len(domains)}, but the models score {n} rows")
-    _, code, count = np.unique(np.asarray(domains), return_inverse=True, return_counts=True)
-    weight: np.ndarray = (n / len(count) / count)[code.reshape(-1)]
-    return weight
+    names, first, code = np.unique(np.asarray(domains), return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rows = [np.flatnonzero(code.reshape(-1) == c) for c in order]
+    return names[order].tolist(), rows
 
 
-def _simplex(
-    scores: Sequence[np.ndarray],
-    truth: csr_matrix,
-    unknown: Matrix | None,
-    weight: np.ndarray | None,
-    logits: bool,
-) -> np.ndarray:
-    """Weights on the simplex that minimise the mean log-loss, by exponentiated gradient.
-
-    d loss / d w_m = mean (p - y) / (p (1 - p)) dp/ds s_m, where dp/ds is 1 for averaged
-    probabilities and p (1 - p) for logits. Kivinen and Warmuth (1997); the step is
-    halved whenever the loss would rise. The loss is convex, hence at most
-    max_m g' (w - e_m) above its minimum, which tells when to stop.
-    """
-    y = truth.toarray()
-    known = np.ones(y.shape)
-    if unknown is not None:
-        known -= unknown if isinstance(unknown, np.ndarray) else unknown.toarray()
-    if weight is not None:
-        known *= weight[:, None]
-    count = known.sum()
-
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        s = _combine(scores, weights).astype(np.float64)
-        p = np.clip(expit(s) if logits else s, _TINY, 1 - _TINY)
-        value = -(np.log(np.where(y > 0.5, p, 1 - p)) * known).sum() / count
-        slope = (p - y) * known / count
-        if not logits:
-            slope /= p * (1 - p)
-        return float(value), np.array([np.vdot(slope, score) for score in scores])
-
-    weights = np.full(len(scores), 1 / len(scores))
-    value, gradient = loss(weights)
-    # What all models have in common in the gradient does not matter, however large it is.
-    rate = 1.0 / max(float(np.ptp(gradient)), 1e-12)
-    smallest = _SMALLEST_RATE * rate
-    for _ in range(_SIMPLEX_STEPS):
-        if rate < smallest or weights @ gradient - gradient.min() <= _SIMPLEX_TOL * value:
-            break
-        candidate = weights * np.exp(-rate * (gradient - gradient.min()))
-        candidate /= candidate.sum()
-        new_value, new_gradient = loss(candidate)
-        if new_value > value:
-            rate /= 2
-            continue
-        weights, value, gradient = candidate, new_value, new_gradient
-        rate *= 1.2
-    weights[weights < 1e-4] = 0.0
+def _domain_weights(blend: Blend, names: list[Any]) -> np.ndarray:
+    """(D,) of sum 1."""
+    given = blend.domain_weights
+    if blend.max_source_loss is not None:
+        if len(names) < 2 or blend.method != "greedy" or given is not None:
+            raise ValueError(
+                "max_source_loss needs method='greedy', at least two domains and no domain_weights"
+            )
+        return np.eye(len(names))[0]
+    if given is None:
+        return np.full(len(names), 1 / len(names))
+    if set(given) != set(names):
+        raise ValueError(f"domain_weights has {sorted(given)}, but the domains are {names}")
+    weights = np.array([given[name] for name in names], dtype=np.float64)
+    if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
+        raise ValueError(f"domain_weights is {dict(given)}; expected numbers >= 0, one above 0")
     return weights / weights.sum()

@@ -292,7 +292,7 @@ def _counts(fall: _Fall, end: int, n: int) -> tuple[np.ndarray, np.ndarray]:
     return np.bincount(image[right], minlength=n), np.bincount(image, minlength=n)
 
 
-def _between(lower: np.floating, upper: np.floating) -> float:
+def between(lower: np.floating, upper: np.floating) -> float:
     """The middle of two scores as a number of their dtype, above `lower`, not above `upper`."""
     middle = upper.dtype.type(float(lower) / 2 + float(upper) / 2)
     return float(middle if lower < middle <= upper else upper)
@@ -364,7 +364,7 @@ def best_global_threshold(
     elif best == len(level) - 1:
         threshold = -np.inf
     else:
-        threshold = _between(level[best + 1], level[best])
+        threshold = between(level[best + 1], level[best])
     score = truth.fbeta(*_counts(fall, int(end[best]), len(P)))
     return threshold, weighted_mean(score, truth.weights)
 

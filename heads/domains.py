@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from heads.decisions import best_global_threshold
 from heads.inputs import check_truth
 from heads.markup import Markup
+from heads.pareto import efficient
 from heads.results import ShowsResults, pareto_table
 
 
@@ -137,14 +138,12 @@ class TwoDomainCV(ShowsResults):
         self, fits: list[tuple[Any, np.ndarray, np.ndarray]], rows: np.ndarray, least: float
     ) -> None:
         weight, dropout, target, source = rows.T
-        dominated = (target[:, None] < target) & (source[:, None] <= source)
-        dominated |= (target[:, None] <= target) & (source[:, None] < source)
         self.pareto_ = {
             "source_weight": weight,
             "dropout": dropout,
             "target_score": target,
             "source_score": source,
-            "efficient": ~dominated.any(1),
+            "efficient": efficient(rows[:, 2:]),
         }
         allowed = source >= least
         best = int(np.argmax(np.where(allowed, target, -np.inf) if allowed.any() else source))

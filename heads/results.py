@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -74,4 +75,23 @@ def weights_table(blend: Any) -> list[Markup]:
         f"{used:,} of {len(blend.weights_):,} models have a weight; F{blend.beta:g} "
         f"{blend.score_:.4f} at cut {blend.threshold_:.4g} on the rows that chose them"
     )
+    caption += _honest(blend)
     return [table(caption, {"model": order, "weight": blend.weights_[order]})]
+
+
+def _honest(blend: Any) -> str:
+    if not hasattr(blend, "nested_"):
+        return ""
+    return f"; {honest_text(blend.nested_, blend.optimism_)}"
+
+
+def honest_text(nested: Mapping[str, float], optimism: float) -> str:
+    """What a blend is worth on images that it was not chosen on, and whether the mean is too."""
+    text = (
+        f"{nested['score']:.4f} [{nested['low']:.4f}, {nested['high']:.4f}] on images left out "
+        f"of the whole choice (optimism {optimism:+.4f}), "
+    )
+    gain = f"{nested['gain']:+.4f} [{nested['gain_low']:+.4f}, {nested['gain_high']:+.4f}]"
+    if nested["gain_low"] > 0:
+        return text + f"better than the mean of all models by {gain}"
+    return text + f"no better than the mean of all models beyond chance: {gain}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from heads.blending import Blend
-from heads.decisions import GlobalThreshold
-from heads.metrics import mean_fbeta
+from heads.decisions import GlobalThreshold, best_global_threshold
+from heads.folds import MultilabelGroupKFold
+from heads.metrics import fbeta_per_image, mean_fbeta
 
 SETTINGS = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 METHODS = ("greedy", "simplex", "uniform")
@@ -280,7 +282,8 @@ def test_clone_forgets_what_was_fitted() -> None:
     }
     blend = Blend(**params).fit(P, Y)
     copy = clone(blend)
-    assert copy.get_params() == params
+    assert copy.get_params() == blend.get_params()
+    assert params.items() <= copy.get_params().items()
     with pytest.raises(NotFittedError):
         copy.predict_proba(P)
     assert copy.fit(P, Y).score_ == blend.score_
@@ -350,3 +353,209 @@ def test_every_domain_counts_alike_whatever_its_rows(method: str) -> None:
 def test_domains_of_another_length_are_refused() -> None:
     with pytest.raises(ValueError, match="domains has length 2, but the models score 3 rows"):
         Blend().fit([np.full((3, 2), 0.5)], np.zeros((3, 2)), domains=["a", "b"])
+
+
+# ------------------------------------------- against a selector that scores everything
+
+
+def naive(
+    parts: list[tuple[np.ndarray, np.ndarray]], steps: int, weights: list[float]
+) -> tuple[list[int], list[list[float]]]:
+    """Models that are added, and the score of each domain, by `best_global_threshold` alone."""
+    totals = [np.zeros(P.shape[1:], np.float64) for P, _ in parts]
+    added: list[int] = []
+    scores: list[list[float]] = []
+    for _ in range(steps):
+        found = [
+            [
+                best_global_threshold(total + P[m], Y)[1]
+                for total, (P, Y) in zip(totals, parts, strict=True)
+            ]
+            for m in range(len(parts[0][0]))
+        ]
+        values = np.array(found) @ weights
+        best = int(np.argmax(values >= values.max() - 1e-12))
+        added.append(best)
+        scores.append(found[best])
+        for total, (P, _) in zip(totals, parts, strict=True):
+            total += P[best]
+    return added, scores
+
+
+def rare(seed: int, M: int, n: int, K: int, dtype: type = np.float64) -> Any:
+    """Scores (M, n, K) of unlike scales, of which most can never pass a cut, and sparse truth."""
+    rng = np.random.default_rng(seed)
+    signal = 3 * rng.normal(size=(n, K)) - 6
+    Y = rng.random((n, K)) < expit(signal)
+    scale = rng.uniform(0.2, 1, (M, 1, 1))
+    noise = rng.uniform(0.5, 2, (M, 1, 1)) * rng.normal(size=(M, n, K))
+    return (scale * expit(signal + noise)).astype(dtype), Y.astype(float)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(("n", "K"), [(40, 300), (150, 120), (80, 20)])
+def test_bounds_never_change_what_is_selected(n: int, K: int, dtype: type) -> None:
+    P, Y = rare(n, 7, n, K, dtype)
+    blend = Blend(max_steps=12, patience=12).fit(P, Y)
+    wide = P.astype(np.promote_types(dtype, np.float32))
+    added, scores = naive([(wide, Y)], 12, [1.0])
+    assert blend.path_["model"].tolist() == added
+    np.testing.assert_allclose(blend.path_["score"], np.ravel(scores), atol=1e-12)
+    np.testing.assert_array_equal(blend.path_["domain_score"], blend.path_["score"][:, None])
+
+
+def test_each_domain_has_its_own_cut_while_weights_are_chosen() -> None:
+    P, Y = rare(0, 6, 60, 80)
+    Q, Z = rare(1, 6, 100, 80)
+    Q *= 0.3  # of another scale, so that no one cut fits both
+    blend = Blend(max_steps=8, patience=8, domain_weights={"near": 0.7, "far": 0.3})
+    domains = np.repeat(["near", "far"], [60, 100])
+    blend.fit(np.concatenate([P, Q], axis=1), np.concatenate([Y, Z]), domains)
+    added, scores = naive([(P, Y), (Q, Z)], 8, [0.7, 0.3])
+    assert blend.domains_ == ["near", "far"]
+    assert blend.path_["model"].tolist() == added
+    np.testing.assert_allclose(blend.path_["domain_score"], scores, atol=1e-12)
+    np.testing.assert_allclose(blend.path_["score"], np.array(scores) @ [0.7, 0.3], atol=1e-12)
+
+
+@pytest.mark.parametrize("allowed", [0.0, 0.02, 1.0])
+def test_the_source_loses_no_more_than_allowed(allowed: float) -> None:
+    P, Y = rare(2, 6, 70, 40)
+    Q, Z = rare(3, 6, 90, 40)
+    P[:3], Q[3:] = P[:3] ** 0.5, 0.5 * Q[3:] + 0.5 * np.random.default_rng(0).random(Q[3:].shape)
+    both, truth = np.concatenate([P, Q], axis=1), np.concatenate([Y, Z])
+    domains = np.repeat(["target", "source"], [70, 90])
+    blend = Blend(max_source_loss=allowed, max_steps=10).fit(both, truth, domains)
+    alone = max(best_global_threshold(q, Z)[1] for q in Q)
+    assert (blend.path_["domain_score"][:, 1] >= alone - allowed).all()
+    np.testing.assert_array_equal(blend.path_["score"], blend.path_["domain_score"][:, 0])
+    average = np.tensordot(blend.weights_, P, 1)
+    threshold, score = best_global_threshold(average, Y)
+    assert blend.score_ == pytest.approx(score, abs=1e-12)
+    assert blend.threshold_ == pytest.approx(threshold, abs=1e-9)
+    if allowed == 1.0:
+        free = Blend(max_steps=10).fit(P, Y)
+        np.testing.assert_array_equal(blend.weights_, free.weights_)
+
+
+def test_the_front_holds_what_nothing_else_beats() -> None:
+    P, Y = rare(4, 6, 80, 30)
+    domains = np.repeat(["a", "b"], 40)
+    halves = [domains == "a", domains == "b"]
+    blend = Blend(max_steps=6, trade_offs=(0, 0.5, 1)).fit(P, Y, domains)
+    front = blend.pareto_
+    steps = len(blend.path_["model"])
+    assert len(front["score"]) == 6 + steps + 3
+    np.testing.assert_array_equal(front["score"][6 : 6 + steps], blend.path_["domain_score"])
+    np.testing.assert_array_equal(front["weights"][front["chosen"]], [blend.weights_])
+    for weights, score in zip(front["weights"], front["score"], strict=True):
+        mean = np.tensordot(weights, P, 1)
+        cuts = [best_global_threshold(mean[rows], Y[rows])[1] for rows in halves]
+        np.testing.assert_allclose(score, cuts, atol=1e-12)
+    for share, row in zip((0.0, 0.5, 1.0), front["weights"][-3:], strict=True):
+        other = Blend(max_steps=6, domain_weights={"a": share, "b": 1 - share})
+        np.testing.assert_array_equal(other.fit(P, Y, domains).weights_, row)
+    for row, score in enumerate(front["score"]):
+        better = (front["score"] >= score).all(1) & (front["score"] > score).any(1)
+        assert front["efficient"][row] == (not better.any())
+    with pytest.raises(ValueError, match="trade_offs has 2; expected numbers from 0 to 1"):
+        Blend(max_steps=2, trade_offs=(2,)).fit(P, Y, domains)
+
+
+def test_a_sorted_start_takes_the_best_models_first() -> None:
+    P, Y = rare(5, 8, 60, 60)
+    alone = np.array([best_global_threshold(p, Y)[1] for p in P])
+    order = np.argsort(-alone, kind="stable")
+    means = [best_global_threshold(P[order[:size]].mean(0), Y)[1] for size in (1, 2, 3, 4, 5)]
+    length = int(np.argmax(means)) + 1
+    blend = Blend(start=5, max_steps=12).fit(P, Y)
+    assert blend.path_["model"][:length].tolist() == order[:length].tolist()
+    np.testing.assert_allclose(blend.path_["score"][:length], means[:length], atol=1e-12)
+
+
+def test_scores_are_read_from_files(tmp_path: Path) -> None:
+    P, Y = rare(6, 5, 50, 200, np.float16)
+    files = []
+    for m, p in enumerate(P):
+        files.append(tmp_path / f"model{m}.npy")
+        np.save(files[-1], p)
+    kept, mapped = Blend(max_steps=5).fit(P, Y), Blend(max_steps=5).fit(files, Y)
+    np.testing.assert_array_equal(mapped.weights_, kept.weights_)
+    assert mapped.score_ == kept.score_
+    np.testing.assert_array_equal(mapped.predict_proba(files), kept.predict_proba(P))
+
+
+def test_a_broken_model_is_refused_by_its_name() -> None:
+    P, Y = rare(7, 3, 30, 20, np.float16)
+    P[1, 4, 2] = np.nan
+    names = ["good.h5", "broken.h5", "fine.h5"]
+    with pytest.raises(ValueError, match=r"broken\.h5 is nan at row 4, label 2; scores must be"):
+        Blend().fit(P, Y, names=names)
+    P[1, 4, 2] = -0.5
+    with pytest.raises(ValueError, match=r"broken\.h5 reaches from -0\.5"):
+        Blend().fit(P, Y, names=names)
+    with pytest.raises(ValueError, match="there are 2 names, but 3 models"):
+        Blend().fit(P, Y, names=names[:2])
+
+
+# ------------------------------------------------------------------ honest scores
+
+
+@pytest.mark.parametrize("method", ["greedy", "simplex"])
+def test_on_noise_the_nested_score_is_below_the_score(method: str) -> None:
+    rng = np.random.default_rng(0)
+    Y = (rng.random((60, 10)) < 0.2).astype(float)
+    blend = Blend(method=method, cv=3).fit(rng.random((20, 60, 10)), Y)
+    assert blend.optimism_ == pytest.approx(blend.score_ - blend.nested_score_)
+    assert blend.optimism_ > 0.005
+    assert blend.nested_["low"] <= blend.nested_score_ <= blend.nested_["high"]
+
+
+def test_the_nested_score_is_that_of_whole_selections() -> None:
+    P, Y = rare(8, 5, 60, 50)
+    groups = np.repeat(np.arange(20), 3)
+    folds = list(MultilabelGroupKFold(4, 0).split(Y, Y, groups))
+    blend = Blend(cv=4, max_steps=6).fit(P, Y, groups=groups)
+    values = np.zeros(len(Y))
+    for train, test in folds:
+        inner = Blend(max_steps=6).fit(P[:, train], Y[train])
+        values[test] = fbeta_per_image(Y[test], inner.predict(P[:, test]), 2)
+    assert blend.nested_score_ == pytest.approx(values.mean(), abs=1e-12)
+
+
+def test_a_blend_admits_that_the_mean_is_as_good() -> None:
+    P, Y = models(13, (1.5,) * 12, n=80)  # all alike: weights can only fit chance
+    blend = Blend(cv=4).fit(P, Y)
+    found = blend.nested_
+    assert found["gain"] == pytest.approx(found["score"] - found["uniform"])
+    assert found["gain_low"] < 0
+    assert "no better than the mean of all models" in blend._repr_html_()
+
+
+@pytest.mark.parametrize("loss", ["log", "squared"])
+def test_simplex_reaches_the_least_loss(loss: str) -> None:
+    P, Y = models(14, (1.0, 1.3, 2.5))
+    blend = Blend(method="simplex", loss=loss).fit(P, Y)
+
+    def value(weights: np.ndarray) -> float:
+        mean = averaged(P, weights, "probability")
+        return log_loss(mean, Y) if loss == "log" else float(np.mean((mean - Y) ** 2))
+
+    rng = np.random.default_rng(0)
+    best = min(value(w) for w in rng.dirichlet(np.ones(3), 2000))
+    assert value(blend.weights_) <= best * (1 + 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "hinge"}, "loss is 'hinge'; expected log or squared"),
+        ({"loss": "squared", "average": "logit"}, "where it is convex"),
+        ({"max_steps": 0}, "max_steps is 0; expected 1 or more"),
+        ({"max_source_loss": 0.1}, "needs method='greedy', at least two domains"),
+        ({"domain_weights": {"x": 1}}, "domain_weights has"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Blend(**options).fit(np.full((2, 3, 2), 0.5), np.eye(3)[:, :2])

@@ -321,6 +321,17 @@ def test_front_of_an_estimator_marks_its_weight(ax):
     assert display.marker_.get_xydata().tolist() == [[both.source_score_, both.target_score_]]
 
 
+def test_front_of_a_blend_marks_its_step(ax):
+    rng = np.random.default_rng(0)
+    Y = rng.random((40, 5)) < 0.4
+    P = np.clip(0.3 * Y + 0.7 * rng.random((3, 40, 5)), 0, 1)
+    blend = Blend(max_steps=4).fit(P, Y, domains=np.repeat(["target", "source"], 20))
+    display = ParetoDisplay.from_estimator(blend, ax=ax)
+    best = blend.path_["domain_score"][np.argmax(blend.path_["score"])]
+    assert display.marker_.get_xydata().tolist() == [[best[1], best[0]]]
+    assert len(display.points_.get_offsets()) == 3 + len(blend.path_["model"])
+
+
 def test_gap_by_hand(ax):
     scores = {
         "unadapted": {"one": 0.2, "two": np.array([0.1, 0.3])},

@@ -54,8 +54,15 @@ class ParetoDisplay(Display):
 
     @classmethod
     def from_estimator(cls, estimator: Any, *, ax: Any = None) -> ParetoDisplay:
-        """Of a fitted ``TwoDomainCV``; the weights of the source are written beside."""
+        """Of a fitted ``TwoDomainCV``, with the weights of the source beside, or ``Blend``."""
         check_is_fitted(estimator, "pareto_")
+        if "chosen" in estimator.pareto_:
+            return cls.from_table(
+                estimator.pareto_,
+                chosen=int(np.argmax(estimator.pareto_["chosen"])),
+                measure=f"mean F{estimator.beta:g} per image",
+                ax=ax,
+            )
         weights = estimator.pareto_["source_weight"]
         return cls.from_table(
             estimator.pareto_,

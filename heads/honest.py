@@ -1,0 +1,96 @@
+"""What is a selection worth on images that it has not seen?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from heads.folds import Fold
+from heads.metrics import bootstrap_interval, fbeta
+from heads.parallel import Map
+from heads.screening import Entries
+from heads.selecting import Rule, averaged, best_cut, choose, merged
+
+
+@dataclass(frozen=True)
+class Nested:
+    """F-beta of each image by weights and cut that were chosen on the other folds.
+
+    Attributes
+    ----------
+    blend, uniform : (n,) arrays
+        By the selection, and by the mean of all models with a cut chosen likewise.
+    share : (n,) array
+        Weights of the images; they add up to 1.
+    """
+
+    blend: np.ndarray
+    uniform: np.ndarray
+    share: np.ndarray
+
+    def results(self) -> dict[str, float]:
+        """Means and their intervals at 95 % over images: alone, and against the uniform mean."""
+        low, high = bootstrap_interval(self.blend, sample_weight=self.share)
+        gain = self.blend - self.uniform
+        gain_low, gain_high = bootstrap_interval(gain, sample_weight=self.share)
+        return {
+            "score": float(self.share @ self.blend),
+            "low": low,
+            "high": high,
+            "uniform": float(self.share @ self.uniform),
+            "gain": float(self.share @ gain),
+            "gain_low": gain_low,
+            "gain_high": gain_high,
+        }
+
+
+def nested(
+    domains: Sequence[Entries],
+    rows: Sequence[np.ndarray],
+    folds: Sequence[Fold],
+    rule: Rule,
+    run: Map,
+) -> Nested:
+    """Repeat the whole selection in each fold and score the images that it left out.
+
+    Parameters
+    ----------
+    domains, rows
+        Entries of each domain, and the numbers of its images in the folds, ascending.
+    folds : sequence of (train, test)
+
+    Raises
+    ------
+    ValueError
+        If a fold has no image of some domain to choose on.
+    TooShallow
+        As of `choose`.
+    """
+    weights = rule.domain_weights
+    whole = merged(domains, weights)
+    place = np.concatenate(rows)
+    blend, uniform = np.zeros(len(place)), np.zeros(len(place))
+    for f, (train, test) in enumerate(folds):
+        chosen = []
+        for entries, own in zip(domains, rows, strict=True):
+            at = np.flatnonzero(np.isin(own, train))
+            if not len(at):
+                raise ValueError(f"fold {f} of cv chooses on no image of one of the domains")
+            chosen.append(entries.of_images(at))
+        left_out = np.flatnonzero(np.isin(place, test))
+        seen, unseen = merged(chosen, weights), whole.of_images(left_out)
+        M = len(seen.score)
+        for into, w in ((blend, choose(chosen, rule, run).weights), (uniform, np.full(M, 1 / M))):
+            into[left_out] = _scored(unseen, w, best_cut(seen, w).cut)
+    return Nested(blend, uniform, whole.truth.share)
+
+
+def _scored(entries: Entries, weights: np.ndarray, cut: float) -> np.ndarray:
+    """F-beta of each image at a cut above the floor."""
+    passed = np.flatnonzero(averaged(entries, weights) >= cut)
+    n, truth = len(entries.truth.true), entries.truth
+    right = np.bincount(entries.image[passed[passed < entries.right]], minlength=n)
+    predicted = np.bincount(entries.image[passed], minlength=n)
+    return fbeta(right, truth.true, predicted, truth.beta)
