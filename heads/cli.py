@@ -14,6 +14,7 @@ from heads.chain import described
 from heads.commands import BlendConfig, FitConfig
 from heads.exporting import ExportConfig, export
 from heads.report import ReportConfig, report
+from heads.results import honest_text
 from heads.storage import Head, StoredBlend
 from heads.verbs_of_many import Verb
 
@@ -76,6 +77,8 @@ def _blend(arguments: argparse.Namespace) -> None:
         f"F{stored.blend.beta:g} {stored.blend.score_:.4f} at cut {stored.blend.threshold_:.4f} "
         f"on the rows that chose them (so an optimistic figure); {_deciding(stored)}"
     )
+    if hasattr(stored.blend, "nested_"):
+        print(honest_text(stored.blend.nested_, stored.blend.optimism_))
 
 
 def _deciding(content: Head | StoredBlend) -> str:

@@ -51,6 +51,8 @@ ESTIMATORS = {
 }
 # Kept in places of their own, or a function of others.
 _APART = frozenset({"coef_", "coef_init_", "cv_results_", "calibration_", "classes_"})
+# Of a blend, where they are.
+_HONEST = ("domains_", "nested_", "nested_score_", "optimism_")
 # What reading a file raises in which something is missing, cut off or of another shape.
 DAMAGE = (KeyError, IndexError, TypeError, ValueError, OSError)
 
@@ -337,18 +339,20 @@ def _write_blend(group: h5py.Group, stored: StoredBlend) -> None:
         kind="blend",
         format=FORMAT,
         estimator={
-            "params": blend.get_params(),
+            "params": plain_params(blend),
             "fitted": {
                 "threshold_": plain_value(blend.threshold_),
                 "score_": plain_value(blend.score_),
                 "n_features_in_": blend.n_features_in_,
+                **{key: getattr(blend, key) for key in _HONEST if hasattr(blend, key)},
             },
         },
         provenance=stored.provenance,
     )
     group["weights"] = blend.weights_
-    for key, value in blend.path_.items():
-        group[f"path/{key}"] = value
+    for name in ("path", "pareto"):
+        for key, value in getattr(blend, f"{name}_", {}).items():
+            group[f"{name}/{key}"] = value
     put_strings(group, "model_names", np.array(stored.model_names))
     for m, model in enumerate(stored.models):
         _write_head(group.create_group(f"models/{m}"), model)
@@ -364,6 +368,8 @@ def _read_blend(group: h5py.Group) -> StoredBlend:
         setattr(blend, key, value)
     blend.weights_ = group["weights"][()]
     blend.path_ = {key: value[()] for key, value in group["path"].items()}
+    if "pareto" in group:
+        blend.pareto_ = {key: value[()] for key, value in group["pareto"].items()}
     names = strings(group, "model_names").tolist()
     return StoredBlend(
         blend=blend,

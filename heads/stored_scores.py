@@ -36,6 +36,11 @@ class OutOfFold:
     missed: np.ndarray
     mask: np.ndarray | None = None
 
+    def take(self, rows: np.ndarray) -> OutOfFold:
+        """Some of the images."""
+        mask = None if self.mask is None else self.mask[rows]
+        return OutOfFold(self.ids[rows], self.proba[rows], self.Y[rows], self.missed[rows], mask)
+
 
 def write_oof(group: h5py.Group, oof: Mapping[str, OutOfFold]) -> None:
     """Write the scores of every domain."""
