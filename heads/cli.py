@@ -72,13 +72,14 @@ def _blend(arguments: argparse.Namespace) -> None:
     stored = commands.blend(from_arguments(BlendConfig, arguments, heads=arguments.heads))
     for name, weight in zip(stored.model_names, stored.blend.weights_, strict=True):
         print(f"{weight:7.3f}  {name}")
+    honest = "so an optimistic figure"
+    if hasattr(stored.blend, "nested_"):
+        honest = honest_text(stored.blend.nested_, stored.blend.optimism_)
     print(
         f"{arguments.out}: {len(stored.models)} of {len(arguments.heads)} heads, "
         f"F{stored.blend.beta:g} {stored.blend.score_:.4f} at cut {stored.blend.threshold_:.4f} "
-        f"on the rows that chose them (so an optimistic figure); {_deciding(stored)}"
+        f"on the rows that chose them ({honest}); {_deciding(stored)}"
     )
-    if hasattr(stored.blend, "nested_"):
-        print(honest_text(stored.blend.nested_, stored.blend.optimism_))
 
 
 def _deciding(content: Head | StoredBlend) -> str:

@@ -108,9 +108,10 @@ def _wants_source(config: BlendConfig) -> bool:
 
 def _fitted(config: BlendConfig, domains: Sequence[Joined]) -> Blend:
     """Weights chosen on the rows of all domains, the target's first."""
-    options: dict[str, Any] = {"cv": min(config.cv, len(domains[0].truth.ids)) or None}
-    if options["cv"] == 1:
-        options["cv"] = None  # of one image nothing can be left out
+    options: dict[str, Any] = {}
+    folds = min(config.cv, len(domains[0].truth.ids))
+    if folds > 1 and config.method != "uniform":  # which chooses nothing
+        options["cv"] = folds
     if len(domains) > 1:
         options["max_source_loss"] = config.max_source_loss
         if config.max_source_loss is None:

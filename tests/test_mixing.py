@@ -113,11 +113,14 @@ def test_an_honest_score_is_told_and_kept(
     assert main(["blend", *both(data), "--out", str(out)]) == 0
     told = capsys.readouterr().out.splitlines()[-1]
     blend = synthetic.load_blend(out).blend
-    assert told.startswith(f"{blend.nested_['score']:.4f} [{blend.nested_['low']:.4f}, ")
+    assert f"({blend.nested_['score']:.4f} [{blend.nested_['low']:.4f}, " in told
     assert f"(optimism {blend.optimism_:+.4f})" in told
     assert blend.optimism_ == pytest.approx(blend.score_ - blend.nested_score_)
-    assert main(["blend", *both(data), "--out", str(tmp_path / "c.h5"), "--cv", "0"]) == 0
-    assert not hasattr(synthetic.load_blend(tmp_path / "c.h5").blend, "nested_")
+    for words in (["--cv", "0"], ["--method", "uniform"]):
+        out = tmp_path / f"{words[1]}.h5"
+        assert main(["blend", *both(data), "--out", str(out), *words]) == 0
+        assert "so an optimistic figure" in capsys.readouterr().out
+        assert not hasattr(synthetic.load_blend(out).blend, "nested_")
 
 
 def test_a_broken_head_is_refused_by_its_file(data: Path, tmp_path: Path) -> None:
