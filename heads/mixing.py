@@ -95,6 +95,7 @@ def blend(config: BlendConfig) -> StoredBlend:
             "weights": weights,
             "chosen_on": {domain.name: len(domain.truth.ids) for domain in chosen_on},
             "score": fitted.score_,
+            "nested": fitted.nested_ | {"optimism": fitted.optimism_} if fitted.cv else None,
             "decision": decide(decision, oof["target"], folds),
         },
     )
