@@ -54,7 +54,7 @@ def _holds_scores(path: str) -> bool:
 
 
 def _load_head(path: str) -> Head:
-    content = load(path)
+    content = load(path, mapped=True)
     if not isinstance(content, Head):
         raise ValueError(f"{path}: is a blend; give heads")
     if "target" not in content.oof:

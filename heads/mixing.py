@@ -124,8 +124,11 @@ def _fitted(config: BlendConfig, domains: Sequence[Joined]) -> Blend:
     masks = [
         np.zeros(truth.proba.shape, bool) if truth.mask is None else truth.mask for truth in truths
     ]
+    scores = domains[0].scores  # mapped from the heads' files, where all are in one order
+    if len(domains) > 1:
+        scores = [np.concatenate(parts) for parts in zip(*(d.scores for d in domains), strict=True)]
     return fitted.fit(
-        [np.concatenate(parts) for parts in zip(*(d.scores for d in domains), strict=True)],
+        scores,
         csr_matrix(vstack([truth.Y for truth in truths])),
         domains=np.repeat([d.name for d in domains], [len(t.ids) for t in truths])
         if len(domains) > 1
