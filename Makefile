@@ -33,7 +33,7 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable '.[extract,report,onnx,test,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[extract,report,notebook,onnx,test,dev]'
 	touch $@
 
 clean:

@@ -1,20 +1,29 @@
-"""List and run the benchmarks: ``python -m benchmarks [NAME] [options]``."""
+"""List and run the benchmarks, gather results: ``python -m benchmarks [NAME|report] [options]``."""
 
 from __future__ import annotations
 
 import ast
+import os
 import runpy
 import sys
 from pathlib import Path
 
-HELP = "python -m benchmarks NAME [--quick] runs one; NAME --help says the rest"
+from benchmarks.results import write_results
+
+HELP = """
+python -m benchmarks NAME [--quick] runs one; NAME --help says the rest
+python -m benchmarks report         writes benchmarks/RESULTS.md from what was measured"""
+HERE = Path(__file__).parent
 TOOLS = {
     "__init__",
     "__main__",
+    "decision_domains",
     "blending_transfer",
     "heads_peers",
     "measure",
+    "pictures",
     "problems",
+    "results",
     "transfer_domains",
     "transfer_methods",
 }
@@ -23,7 +32,7 @@ TOOLS = {
 def questions() -> dict[str, str]:
     """Name of each benchmark and the question in the first line of its docstring."""
     found = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(HERE.glob("*.py")):
         if path.stem not in TOOLS:
             doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
             found[path.stem] = doc.split("\n")[0]
@@ -38,8 +47,13 @@ def main(arguments: list[str]) -> int:
         print("\n".join(f"{name:{width}}  {question}" for name, question in known.items()))
         print(HELP)
         return 0
+    if arguments == ["report"]:
+        out = HERE / "RESULTS.md"
+        count = write_results(HERE / "results", out, known)
+        print(f"{os.path.relpath(out)}: {count} tables")
+        return 0
     if arguments[0] not in known:
-        print(f"there is no benchmark {arguments[0]!r}; there are {', '.join(known)}")
+        print(f"there is no benchmark {arguments[0]!r}; there are {', '.join(known)}, and report")
         return 2
     sys.argv = [f"benchmarks.{arguments[0]}", *arguments[1:]]
     runpy.run_module(f"benchmarks.{arguments[0]}", run_name="__main__")

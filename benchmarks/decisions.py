@@ -1,7 +1,7 @@
 """Which label sets score best, and how long does it take to find them?
 
 ``--transfer`` answers the first half on the caches of the quickstart, the plain call the second
-half on drawn probabilities; both beside a grid of 90 thresholds and xCOLUMNs.
+half on drawn probabilities; beside a grid of 90 thresholds, xCOLUMNs and scikit-learn.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,26 +18,21 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.special import expit
-from sklearn.base import clone
 
-from benchmarks.measure import peak_memory, peer, report, take_turns
+from benchmarks.decision_domains import transfer
+from benchmarks.measure import Timing, memory_beyond, peer, report, take_turns, timed
 from heads import (
     CalibratedDecision,
-    DropoutLogisticCV,
     ExpectedFBeta,
     GlobalThreshold,
     PerClassThreshold,
-    PlattCalibration,
-    PriorShift,
-    bootstrap_interval,
     fbeta_per_image,
     mean_fbeta,
 )
 from heads.cuts import apply_threshold, best_global_threshold
-from heads.metrics import paired_bootstrap_interval
+from heads.metrics import average_precision, log_loss, macro_fbeta, micro_fbeta
 
 GRID = np.linspace(0.01, 0.9, 90)
-TARGET, UNSEEN = "gyosho", ("sousyo", "soseki")
 
 
 # --------------------------------------------------------------------------- speed
@@ -95,7 +89,7 @@ def row(question: str, name: str, timing: Any, score: float, target: str = "") -
         "method": name,
         "seconds": timing.median,
         "spread": timing.spread,
-        "F2": score,
+        "score": score,  # F2, where the method does not say otherwise
         "target": target,
     }
 
@@ -126,13 +120,44 @@ def global_rows(n: int, K: int, repeats: int) -> Iterator[dict[str, Any]]:
 
 
 def large_rows(n: int, K: int) -> Iterator[dict[str, Any]]:
-    """One threshold for float16 scores that are as many as memory allows."""
+    """float16 scores that are as many as memory allows: the best cut, and how good they are."""
     P, Y = drawn(n, K, 4, seed=2, dtype=np.float16)
-    before = peak_memory()
-    found = take_turns({"exact cut": lambda: best_global_threshold(P, Y)}, 1)["exact cut"]
-    more = (peak_memory() - before) / 2**30
-    target = f"<= 8 s ({P.nbytes / 2**30:.2f} GiB of scores; {more:.2f} GiB more at the peak)"
-    yield row(f"global cut, {n:,} x {K:,}, float16", "exact cut", found, found.result[1], target)
+    threshold, sets = 0.0, Y
+
+    def cut() -> float:
+        nonlocal threshold
+        threshold, score = best_global_threshold(P, Y)
+        return score
+
+    def decide() -> float:
+        nonlocal sets
+        sets = apply_threshold(P, threshold)
+        return mean_fbeta(Y, sets)
+
+    calls: dict[str, tuple[Callable[[], float], str]] = {
+        "exact cut": (cut, "<= 8 s"),
+        "label sets of that cut": (decide, ""),
+        "F2 per image": (lambda: float(fbeta_per_image(Y, sets).mean()), "seconds, 1 GB"),
+        "macro F2": (lambda: macro_fbeta(Y, sets), "seconds, 1 GB"),
+        "micro F2": (lambda: micro_fbeta(Y, sets), "seconds, 1 GB"),
+        "macro average precision": (lambda: float(average_precision(Y, P)), "seconds, 1 GB"),
+        "micro average precision": (
+            lambda: float(average_precision(Y, P, "micro")),
+            "seconds, 1 GB",
+        ),
+        "log-loss": (lambda: log_loss(Y, P), "seconds, 1 GB"),
+    }
+    for name, (call, target) in calls.items():
+        timing, more = measured(call)
+        held = "" if more is None else f"{more / 2**20:.0f} MiB beyond {P.nbytes / 2**20:.0f}"
+        yield row(f"{n:,} x {K:,}, float16", name, timing, timing.result, f"{target} ({held})")
+
+
+def measured(call: Callable[[], float]) -> tuple[Timing, int | None]:
+    """Time of one call, and bytes that it held at most beyond before."""
+    times: list[Timing] = []
+    more = memory_beyond(lambda: times.append(timed(call, 1)))
+    return times[0], more
 
 
 def expected_rows(n: int, K: int, repeats: int) -> Iterator[dict[str, Any]]:
@@ -201,173 +226,20 @@ def class_rows(n: int, K: int, repeats: int) -> Iterator[dict[str, Any]]:
         yield row(f"label by label, {n:,} x {K:,}, new images", name, timing, score, target)
 
 
-def speed(quick: bool) -> list[dict[str, Any]]:
-    """All rows on drawn probabilities."""
-    if quick:
-        return [
-            *global_rows(200, 700, 1),
-            *large_rows(1000, 700),
-            *expected_rows(500, 700, 1),
-            *class_rows(200, 50, 1),
-        ]
-    return [
-        *global_rows(1000, 7178, 5),
-        *expected_rows(32_000, 7178, 3),
-        *class_rows(1000, 500, 3),
-        *large_rows(100_000, 7178),
-    ]
-
-
-# ------------------------------------------------------------------------ transfer
-
-
-@dataclass
-class Domain:
-    """Probabilities of one head on the images of one domain, and their labels."""
-
-    P: np.ndarray
-    Y: csr_matrix
-    missed: np.ndarray
-
-
-def network_domains(caches: Path, network: str) -> dict[str, dict[str, Domain]]:
-    """For the source head and the adapted one: validation, labelled Stage 1, and scored domains."""
-    from featcache import FeatureCache
-    from featcache.annotations import read_labels
-
-    def cache(image_set: str) -> FeatureCache:
-        return FeatureCache(caches / image_set / f"{network}.h5")
-
-    stage_1, validation = cache(f"{TARGET}_stage_1"), cache("validation")
-    rows = stage_1.training()
-    adapted = DropoutLogisticCV(dropouts=(0.02, 0.05, 0.1, 0.2, 0.35)).fit(**rows)
-    tuning, held = stage_1.labels, validation.labels
-    weight, bias = stage_1.weight, stage_1.bias
-    assert tuning is not None and held is not None  # noqa: PT018
-    assert weight is not None and bias is not None  # noqa: PT018
-    heads: dict[str, Callable[[FeatureCache], np.ndarray]] = {
-        "source": lambda c: expit(c.x("eval") @ weight.T + bias),
-        "adapted": lambda c: adapted.predict_proba(c.features),
-    }
-    result: dict[str, dict[str, Domain]] = {}
-    known = tuning.known & stage_1.valid
-    for head, proba in heads.items():
-        P = proba(stage_1)[known] if head == "source" else adapted.oof_predict_proba_
-        result[head] = {
-            "validation": Domain(proba(validation), held.positives, held.outside),
-            "labelled": Domain(P, tuning.positives[known], tuning.outside[known]),
-        }
-        for font, stage in ((TARGET, "stage_1"), *((font, "stage_2") for font in UNSEEN)):
-            some = cache(f"{font}_{stage}")
-            file = caches.parent / "data" / font / f"{stage}_solution.csv"
-            labels = read_labels(file).restrict(some.classes).select(some.ids)
-            at = np.flatnonzero(labels.known & some.valid)
-            result[head][f"{font} {stage}"] = Domain(
-                proba(some)[at], labels.positives[at], labels.outside[at]
-            )
-    return result
-
-
-SCORED = (f"{TARGET} stage_1", *(f"{font} stage_2" for font in UNSEEN))
-DECISIONS: dict[str, Any] = {
-    "global": GlobalThreshold(),
-    "per class": PerClassThreshold(),
-    "expected F2": ExpectedFBeta(),
+PARTS: dict[str, tuple[Callable[..., Iterator[dict[str, Any]]], tuple[int, ...], tuple[int, ...]]]
+PARTS = {  # what is measured, its sizes, and quick ones
+    "cut": (global_rows, (1000, 7178, 5), (200, 700, 1)),
+    "expected": (expected_rows, (32_000, 7178, 3), (500, 700, 1)),
+    "classes": (class_rows, (1000, 500, 3), (200, 50, 1)),
+    "large": (large_rows, (100_000, 7178), (1000, 700)),
 }
-Transform = Callable[[np.ndarray], np.ndarray]
-
-
-def steps(labelled: Domain, validation: Domain) -> Iterator[tuple[str, Transform, bool]]:
-    """What may come before the decision: its name, the map, and whether a bias follows.
-
-    The bias gives each domain, whose labels it does not see, Stage 1's mean number of labels.
-    """
-    P, Y = labelled.P, labelled.Y
-    yield "none", lambda p: p, False
-    own = PlattCalibration().fit(P, Y)
-    yield "calibration", own.transform, False
-    yield "calibration, one for all", PlattCalibration(strengths=()).fit(P, Y).transform, False
-    yield "shift", PriorShift().fit(P, Y).transform, False
-    source = PlattCalibration().fit(validation.P, validation.Y).transform
-    yield "calibration on validation", source, False
-    counts = np.asarray(validation.Y.sum(axis=0)).ravel()
-    rates = (counts + 0.5) / (validation.Y.shape[0] + 1)
-    shift = PriorShift().fit(source(P), Y, prior=rates)
-    yield "the same + shift", lambda p: shift.transform(source(p)), False
-    yield "calibration + bias of domain", own.transform, True
-
-
-def rule_scores(domains: dict[str, Domain]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
-    """F2 of each image of the scored domains, by (steps before, decision)."""
-    labelled, validation = domains["labelled"], domains["validation"]
-    source_cut = best_global_threshold(validation.P, validation.Y, missed=validation.missed)[0]
-    scores: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-
-    def keep(key: tuple[str, str], predict: Callable[[np.ndarray], csr_matrix]) -> None:
-        scores[key] = {
-            name: fbeta_per_image(some.Y, predict(some.P), missed=some.missed)
-            for name, some in domains.items()
-            if name in SCORED
-        }
-
-    keep(("none", "fixed 0.5"), lambda P: apply_threshold(P, 0.5))
-    keep(("none", "threshold of the source"), lambda P: apply_threshold(P, source_cut))
-    images = float(labelled.Y.sum()) / labelled.Y.shape[0]
-    for before, transform, biased in steps(labelled, validation):
-        moved = transform(labelled.P)
-        for name, decision in DECISIONS.items():
-            rule = clone(decision).fit(moved, labelled.Y, missed=labelled.missed)
-
-            def predict(
-                P: np.ndarray,
-                rule: Any = rule,
-                transform: Transform = transform,
-                biased: bool = biased,
-            ) -> csr_matrix:
-                P = transform(P)
-                if biased:
-                    P = PriorShift("bias", mean_labels=images).fit(P).transform(P)
-                sets: csr_matrix = rule.predict(P)
-                return sets
-
-            keep((before, name), predict)
-    return scores
-
-
-def transfer(caches: Path, quick: bool) -> list[dict[str, Any]]:
-    """A row for each head and rule: F2 averaged over networks, interval over images."""
-    networks = sorted(path.stem for path in (caches / "validation").glob("*.h5"))
-    if not networks:
-        raise SystemExit(
-            f"--caches {caches}: no validation/*.h5 there; run `make quickstart` first"
-        )
-    found: dict[str, list[dict[tuple[str, str], dict[str, np.ndarray]]]] = {}
-    for network in networks[:1] if quick else networks:
-        for head, domains in network_domains(caches, network).items():
-            found.setdefault(head, []).append(rule_scores(domains))
-    rows = []
-    for head, scores in found.items():
-        mean = {
-            key: {d: np.mean([one[key][d] for one in scores], axis=0) for d in SCORED}
-            for key in scores[0]
-        }
-        base = mean["none", "global"]
-        for (before, decision), values in mean.items():
-            line: dict[str, Any] = {"head": head, "before": before, "decision": decision}
-            for domain in SCORED:
-                low, high = bootstrap_interval(values[domain])
-                line[domain] = f"{values[domain].mean():.4f} [{low:.4f}, {high:.4f}]"
-            own, plain = (np.concatenate([v[d] for d in SCORED]) for v in (values, base))
-            low, high = paired_bootstrap_interval(own, plain)
-            line["minus global"] = f"{(own - plain).mean():+.4f} [{low:+.4f}, {high:+.4f}]"
-            rows.append(line)
-    return rows
 
 
 def main() -> int:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--only", choices=PARTS, help="one part; each has a table of its own")
     parser.add_argument("--transfer", action="store_true", help="F2 on the quickstart's domains")
     parser.add_argument(
         "--caches",
@@ -383,10 +255,12 @@ def main() -> int:
             rows = transfer(arguments.caches, arguments.quick)
         title = "F2 of label sets in new domains, mean of the networks, 95 % bootstrap over images"
         report(f"decisions_transfer{quick}", rows, title)
-    else:
-        threads = os.environ.get("OMP_NUM_THREADS", "as many as cores")
-        title = f"Time to find label sets; BLAS threads: {threads}"
-        report(f"decisions{quick}", speed(arguments.quick), title)
+        return 0
+    threads = os.environ.get("OMP_NUM_THREADS", "as many as cores")
+    for name in [arguments.only] if arguments.only else PARTS:
+        measure, sizes, few = PARTS[name]
+        title = f"Time to find and score label sets; BLAS threads: {threads}"
+        report(f"decisions_{name}{quick}", list(measure(*(few if quick else sizes))), title)
     return 0
 
 

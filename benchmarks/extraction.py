@@ -40,6 +40,11 @@ SMALL = ("resnet152", "resnet101", "densenet121")
 CLASSES_OF_ALL = 100
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def make_run(folder: Path, arch: str, size: int) -> Path:
     """The folder of a network with random weights."""
     torch.manual_seed(0)
@@ -249,62 +254,60 @@ def on_gpu(root: Path, arch: str, repeats: int, **changes: Any) -> list[dict[str
     ]
 
 
-def rates(root: Path, n: int, quick: bool) -> list[dict[str, Any]]:
-    """On a CPU: with a worker for each core, and with none."""
+def rates(root: Path, n: int, workers: int, repeats: int) -> list[dict[str, Any]]:
+    """On a CPU, by so many workers beside a thread of the network for each core."""
     make_images(root / "images", n, (640, 480))
-    cores = len(os.sched_getaffinity(0))
-    rows = []
-    for workers in (cores, 0):
-        here = root / str(workers)
-        here.mkdir()
-        (here / "images").symlink_to(root / "images")
-        repeats = 1 if quick else 3
-        rows += on_cpu(here, "resnet18", 224, repeats, workers=workers, threads=cores)
-    return rows
+    return on_cpu(root, "resnet18", 224, repeats, workers=workers, threads=cores())
 
 
 def gpu_rates(root: Path, n: int) -> list[dict[str, Any]]:
     """The six networks, at 224 px."""
     make_images(root / "images", n, (640, 480))
-    workers = max(1, len(os.sched_getaffinity(0)) - 1)
+    workers = max(1, cores() - 1)
     rows = []
     for arch in (*LARGE, *SMALL):
         rows += on_gpu(root, arch, 3, workers=workers, batch_size=256)
     return rows
 
 
-PARTS = ("rates", "memory", "gpu")
+PARTS = {
+    "rates": "on a CPU, with a worker for each core",
+    "alone": "on a CPU, all in one process",
+    "memory": "peaks of short and long extractions",
+    "gpu": "from files to features on a GPU",
+}
+
+
+def measured(part: str, root: Path, n: int, quick: bool) -> list[dict[str, Any]]:
+    """The rows of a part; those of the first two are about `n` pictures."""
+    if part == "memory":
+        return memory_rows((500, 2_000) if quick else (10_000, 100_000))
+    if part == "gpu":
+        return gpu_rates(root, 2_048 if quick else 16_384)
+    return rates(root, n, cores() if part == "rates" else 0, 1 if quick else 3)
 
 
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a minute or two, with more noise")
-    parser.add_argument(
-        "--part",
-        choices=PARTS,
-        help="rates on a CPU, memory, or rates on a gpu; without it all that this machine can do",
-    )
-    parser.add_argument("--images", type=int, default=0, help="pictures of the part on a CPU")
+    told = "; ".join(f"{name}: {text}" for name, text in PARTS.items())
+    parser.add_argument("--part", choices=PARTS, help=f"{told} (default: all that can be had)")
+    parser.add_argument("--images", type=int, default=0, help="pictures of the parts on a CPU")
     parser.add_argument("--memory", type=int, default=0, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.memory:
-        print(memory(arguments.memory))
+    options = parser.parse_args()
+    if options.memory:
+        print(memory(options.memory))
         return
-    quick = arguments.quick
-    for part in PARTS if arguments.part is None else [arguments.part]:
+    n = options.images or (192 if options.quick else 1024)
+    for part in PARTS if options.part is None else [options.part]:
+        if part == "gpu" and not torch.cuda.is_available():
+            print("skipped: the part on a GPU, since torch sees none")
+            continue
         with tempfile.TemporaryDirectory() as folder:
-            if part == "rates":
-                found = rates(Path(folder), arguments.images or (192 if quick else 1024), quick)
-                report("extraction", found, "Extraction on a CPU against its parts")
-            elif part == "memory":
-                found = memory_rows((500, 2_000) if quick else (10_000, 100_000))
-                report("extraction_memory", found, "Memory of an extraction")
-            elif torch.cuda.is_available():
-                found = gpu_rates(Path(folder), 2_048 if quick else 16_384)
-                report("extraction_gpu", found, "Extraction on a GPU against its parts")
-            else:
-                print("skipped: the part on a GPU, since torch sees none")
+            rows = measured(part, Path(folder), n, options.quick)
+        name = "extraction" if part == "rates" else f"extraction_{part}"
+        report(name, rows, f"Extraction against its parts: {PARTS[part]}")
 
 
 if __name__ == "__main__":

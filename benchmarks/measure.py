@@ -18,6 +18,8 @@ from statistics import median
 from types import ModuleType
 from typing import Any
 
+from benchmarks.pictures import draw_bars
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("numpy", "scipy", "scikit-learn", "h5py", "torch")
 
@@ -114,8 +116,17 @@ def machine() -> str:
     return f"{cores} cores of {cpu}; Python {platform.python_version()}, {', '.join(versions)}"
 
 
-def report(name: str, rows: Sequence[Mapping[str, object]], title: str) -> None:
-    """Print rows as a table and keep them as ``results/NAME.csv``, with the machine."""
+def report(
+    name: str, rows: Sequence[Mapping[str, object]], title: str, bars: Sequence[str] = ()
+) -> None:
+    """Print rows as a table and keep them as ``results/NAME.csv``, with machine and command.
+
+    Parameters
+    ----------
+    bars : sequence of str
+        Columns of numbers that ``results/NAME.png`` shows, where matplotlib is installed; without
+        any the first one of seconds, scores or ratios.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_text(row.get(column, "")) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
@@ -124,12 +135,27 @@ def report(name: str, rows: Sequence[Mapping[str, object]], title: str) -> None:
         print("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)))
     RESULTS.mkdir(exist_ok=True)
     partial = RESULTS / f"{name}.csv.partial"
+    facts = [title, machine(), *[command for command in (own_command(),) if command]]
     with open(partial, "w", newline="", encoding="utf-8") as file:
-        print(f"# {title}; {machine()}", file=file)
+        print(f"# {'; '.join(facts)}", file=file)
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(cells)
     partial.replace(RESULTS / f"{name}.csv")
+    draw_bars(RESULTS / f"{name}.png", rows, title, bars)
+
+
+def own_command() -> str:
+    """The command that runs this benchmark, paths left out; empty if it was called otherwise."""
+    name = sys.argv[0].removeprefix("benchmarks.")
+    if name == sys.argv[0] and Path(name).parent != Path(__file__).parent:
+        return ""
+    words = [
+        f"{word.split('=')[0]}=PATH" if "=" in word and os.sep in word else word
+        for word in sys.argv[1:]
+    ]
+    words = ["PATH" if os.sep in word and "=" not in word else word for word in words]
+    return " ".join(["python -m benchmarks", Path(name).stem, *words])
 
 
 def _text(value: object) -> str:

@@ -26,7 +26,8 @@ class FeatureCache:
     """The cached features of one network on one image set, or of some of its rows.
 
     Opening maps the file and reads only its table of contents, so that it takes
-    milliseconds at any size; parts are read when they are first asked for.
+    milliseconds at any size; parts are read when they are first asked for. A file that is
+    replaced by a rename, as all of featcache does, stays open as it was; never copy over it.
 
     Parameters
     ----------

@@ -108,7 +108,10 @@ VERBS = (
         _train,
         "train a network from scratch",
         "Stop it whenever you like (Ctrl-C, kill): the same command goes on, and the result "
-        "is that of an unbroken run.",
+        "is that of an unbroken run. RUN gets the best weights, log.csv and curves.png by "
+        "epoch, and a README.md on what was trained and how well it does. On several GPUs or "
+        "machines: torchrun --nproc-per-node N -m -- featcache train ...; --batch-size stays "
+        "that of all together.",
         options=TrainingConfig,
     ),
     Verb(
@@ -122,10 +125,11 @@ VERBS = (
         "extract",
         _extract,
         "write the penultimate embeddings of an image set to a cache",
-        "Stop it whenever you like: the same command goes on. An image that cannot be read "
-        "keeps its row, marked invalid. On several GPUs: torchrun --nproc-per-node N -m -- "
-        "featcache extract --run RUN ... (the -- keeps torchrun from taking --run for its "
-        "own); any number of processes may go on with what others began.",
+        "Stop it whenever you like: the same command goes on, and is refused if the network, the "
+        "views (and their code, if it is your own), the images or the labels are others by then. "
+        "An image that cannot be read keeps its row, marked invalid. On several GPUs: torchrun "
+        "--nproc-per-node N -m -- featcache extract --run RUN ... (the -- keeps torchrun from "
+        "taking --run for its own); any number of processes may go on with what others began.",
         options=ExtractionConfig,
     ),
     Verb(

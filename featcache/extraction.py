@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import os
-import platform
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
-import timm
 import torch
-import torchvision
 
 from featcache import batches
 from featcache.annotations import Labels, read_labels
-from featcache.console import Progress
-from featcache.contents import plain
 from featcache.embedding import Embedder
 from featcache.errors import InputError
 from featcache.filling import fill
-from featcache.imagefacts import file_contents, file_sizes, told_sizes
+from featcache.imagefacts import file_sizes
 from featcache.images import ImageSet, find_images, read_ids
-from featcache.networks import classifier_name, network_id
-from featcache.outcome import is_at_rest, recorded_run, refuse_existing
-from featcache.owncode import source_digest
+from featcache.outcome import is_at_rest, refuse_existing
+from featcache.provenance import provenance, told
 from featcache.runs import CLASSES, Run
 from featcache.settings import ExtractionConfig
 from featcache.shares import share_from
@@ -38,11 +31,11 @@ IMAGES_OF_CHECK = 8
 ROWS_A_BLOCK = 128
 
 
-def choose_images(config: ExtractionConfig) -> tuple[ImageSet, list[str]]:
+def choose_images(config: ExtractionConfig, say: bool = True) -> ImageSet:
     """The rows of the cache; ids without a file keep their row and become unreadable ones."""
     images = find_images(config.images)
     if not config.ids:
-        return images, []
+        return images
     ids = read_ids(config.ids)
     found, missing = images.select(ids)
     if not len(found):
@@ -50,11 +43,18 @@ def choose_images(config: ExtractionConfig) -> tuple[ImageSet, list[str]]:
             f"{config.ids}: none of its {len(ids):,} ids is an image below {config.images} "
             f"(the first is {ids[0]!r}); an id is the name of a file without its ending"
         )
-    if missing:  # a name that does not exist is decoded as such: the row stays, invalid
-        names = dict(zip(found.ids.tolist(), found.files.tolist(), strict=True))
-        files = [names.get(i, f"{i}.missing") for i in ids]
-        found = ImageSet(images.directory, np.array(ids), np.array(files))
-    return found, missing
+    if not missing:
+        return found
+    if say:
+        print(
+            f"{len(missing):,} ids have no file ({' '.join(missing[:3])} ...); "
+            "their rows will be marked invalid",
+            flush=True,
+        )
+    # A name that does not exist is decoded as such: the row stays, invalid.
+    names = dict(zip(found.ids.tolist(), found.files.tolist(), strict=True))
+    files = [names.get(i, f"{i}.missing") for i in ids]
+    return ImageSet(images.directory, np.array(ids), np.array(files))
 
 
 def choose_labels(
@@ -94,22 +94,26 @@ def choose_labels(
     return selected
 
 
-def versions() -> dict[str, str]:
-    """Of everything that can change a feature's bits."""
-    return {
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-        "timm": timm.__version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-    }
-
-
-def own_code(arch: str, views: str) -> dict[str, str]:
-    """Hashes of a user's own modules that make the network or the views; they have no version."""
-    names = {"--arch": arch, "--views": views}
-    return {name: source_digest(name, flag) for flag, name in names.items() if ":" in name}
+def contents_of(
+    embedder: Embedder,
+    recipe: Recipe,
+    images: ImageSet,
+    labels: Labels | None,
+    facts: Mapping[str, Any],
+) -> CacheContents:
+    """Everything in the cache but the features."""
+    weight, bias = embedder.head
+    return CacheContents(
+        ids=images.ids,
+        views=list(recipe.augmentations()),
+        dim=weight.shape[1],
+        labels=labels,
+        classes=embedder.run.classes,
+        class_names=embedder.run.names,
+        weight=weight,
+        bias=bias,
+        provenance=facts,
+    )
 
 
 def extract(config: ExtractionConfig) -> Path | None:
@@ -147,27 +151,16 @@ def extract(config: ExtractionConfig) -> Path | None:
     embedder = Embedder.load(config)
     run = embedder.run
     recipe = Recipe(config.views, config.seed, config.view_count, run.preprocessing)
-    images, missing = choose_images(config)
-    if missing and not share.rank:
-        print(
-            f"{len(missing):,} ids have no file ({' '.join(missing[:3])} ...); "
-            "their rows will be marked invalid",
-            flush=True,
-        )
+    images = choose_images(config, say=not share.rank)
     sizes = file_sizes(images)
     fingerprint = told(config, embedder, recipe, images, sizes)
     check_network(embedder, images, config.batch_size)
-    weight, bias = embedder.head
-    contents = CacheContents(
-        ids=images.ids,
-        views=list(recipe.augmentations()),
-        dim=weight.shape[1],
-        labels=choose_labels(config, run, images, say=not share.rank),
-        classes=run.classes,
-        class_names=run.names,
-        weight=weight,
-        bias=bias,
-        provenance=provenance(config, embedder, recipe),
+    contents = contents_of(
+        embedder,
+        recipe,
+        images,
+        choose_labels(config, run, images, say=not share.rank),
+        provenance(config, embedder, recipe),
     )
     writer = CacheWriter(
         config.out,
@@ -191,34 +184,6 @@ def extract(config: ExtractionConfig) -> Path | None:
     return writer.path if writer.finished else None
 
 
-def told(
-    config: ExtractionConfig,
-    embedder: Embedder,
-    recipe: Recipe,
-    images: ImageSet,
-    sizes: np.ndarray,
-) -> dict[str, Any]:
-    """What a run may only be gone on with: the fingerprint.
-
-    Where the image set lies and how it was asked for may change; what it is may not. The
-    number of threads is that of the run, if it was begun already and nothing else differs.
-    """
-    facts = provenance(config, embedder, recipe)
-    found = {k: v for k, v in facts.items() if k not in ("images", "labels", "ids", "run")}
-    found["file_sizes"] = told_sizes(images, sizes)
-    if config.hash_images:
-        progress = Progress(len(images), "images hashed")
-        found["file_contents"] = file_contents(images, config.workers, progress.advance)
-        progress.clear()
-    begun = recorded_run(config.out)
-    if not config.threads and "threads" in begun:
-        as_begun = plain(found | {"threads": begun["threads"]})
-        if as_begun == begun:
-            torch.set_num_threads(begun["threads"])
-            return dict(as_begun)
-    return found
-
-
 def check_network(embedder: Embedder, images: ImageSet, batch_size: int) -> None:
     """Let the network check itself on the first few images that can be read.
 
@@ -231,25 +196,3 @@ def check_network(embedder: Embedder, images: ImageSet, batch_size: int) -> None
         if batch.readable.any():
             embedder.check(batch.pixels[torch.from_numpy(batch.readable), 0])
             return
-
-
-def provenance(config: ExtractionConfig, embedder: Embedder, recipe: Recipe) -> dict[str, Any]:
-    """What made the features, as JSON."""
-    run = embedder.run
-    layer = classifier_name(embedder.network, run.network)
-    return {
-        "network": asdict(run.network) | {"layer": layer},
-        "network_id": network_id(embedder.network, run.preprocessing, layer),
-        "preprocessing": asdict(run.preprocessing),
-        "views": {"recipe": recipe.name, "seed": recipe.seed, "count": recipe.count},
-        "own_code": own_code(run.network.arch, recipe.name),
-        "versions": versions(),
-        "device": embedder.device.type,
-        "dtype": embedder.precision,
-        "threads": torch.get_num_threads(),
-        "batch_size": config.batch_size,
-        "run": str(config.run),
-        "images": str(config.images),
-        "labels": [str(path) for path in config.labels],
-        "ids": str(config.ids),
-    }

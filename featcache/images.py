@@ -85,6 +85,8 @@ def _refuse_no_text(folder: str, stem: str) -> None:
 def find_images(directory: str | os.PathLike[str]) -> ImageSet:
     """All image files below a directory, sorted by id (the file name without its ending).
 
+    Folders that links lead to count as well, each once.
+
     Raises
     ------
     InputError
@@ -95,8 +97,14 @@ def find_images(directory: str | os.PathLike[str]) -> ImageSet:
     if not root.is_dir():
         raise InputError(f"{root}: no such directory of images; check --images")
     found: list[tuple[str, str]] = []
-    for folder, folders, names in os.walk(root, onerror=_refuse_folder):
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(root, onerror=_refuse_folder, followlinks=True):
         folders.sort()
+        about = os.stat(folder)
+        if (about.st_dev, about.st_ino) in seen:  # links may go round in circles
+            folders.clear()
+            continue
+        seen.add((about.st_dev, about.st_ino))
         for name in names:
             stem, ending = os.path.splitext(name)
             if ending.lower() in EXTENSIONS:

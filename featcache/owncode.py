@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import hashlib
 import importlib
 import inspect
+import sys
 import textwrap
 from pathlib import Path
 from types import ModuleType
@@ -47,8 +47,9 @@ def source_digest(name: str, what: str) -> str:
     """SHA-256 of the code of the module behind ``package.module:attribute``; empty: none to be had.
 
     Comments and the layout of lines do not count, everything else in the module's file does:
-    what a function does often hangs on constants and helpers beside it. Code that the module
-    imports is not looked at. In a notebook the function alone is hashed.
+    what a function does often hangs on constants and helpers beside it. So does the file in
+    which the function is defined, if the module only passes it on. Code that these import is
+    not looked at. In a notebook the function alone is hashed.
 
     Raises
     ------
@@ -56,15 +57,25 @@ def source_digest(name: str, what: str) -> str:
         As :func:`load_object`.
     """
     module, found = _found(name, what)
-    file = getattr(module, "__file__", None)
+    home = sys.modules.get(str(getattr(found, "__module__", None)), module)
+    files = dict.fromkeys(getattr(where, "__file__", None) for where in (module, home))
     try:
-        text = Path(file).read_bytes() if file else _typed_in(found)
+        texts = [Path(file).read_bytes() for file in files if file] or [_typed_in(found)]
     except (OSError, TypeError):  # nothing has kept the text
         return ""
-    with contextlib.suppress(SyntaxError, ValueError):  # a compiled module: its bytes
-        text = ast.dump(ast.parse(text)).encode()
-    return hashlib.sha256(text).hexdigest()
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(_meaning(text))
+    return digest.hexdigest()
 
 
 def _typed_in(function: Any) -> bytes:
     return textwrap.dedent(inspect.getsource(function)).encode()
+
+
+def _meaning(text: bytes) -> bytes:
+    """Code without comments and layout; of a compiled module its bytes."""
+    try:
+        return ast.dump(ast.parse(text)).encode()
+    except (SyntaxError, ValueError):
+        return text

@@ -15,7 +15,7 @@ from typing import Any
 import timm
 import torch
 
-from featcache import batches, runs
+from featcache import announcements, batches, runs
 from featcache.checkpoints import State, checkpoint, open_folder, write_log
 from featcache.console import Interrupted, Progress, StopRequest, duration
 from featcache.curves import can_draw, draw_curves
@@ -363,30 +363,13 @@ def _locked(path: Path) -> Lock:
 
 
 def _train(trainer: Trainer) -> None:
-    data, config, world = trainer.data, trainer.config, trainer.world
+    def say(lines: list[str]) -> None:
+        if trainer.world.first:
+            print("\n".join(lines), flush=True)
 
-    def say(line: str) -> None:
-        if world.first:
-            print(line, flush=True)
-
-    processes = f", {world.size} processes" if world.size > 1 else ""
-    say(
-        f"{len(data.train):,} training and {len(data.validation):,} validation images, "
-        f"{len(data.train_labels.classes):,} classes, {config.arch} at {config.image_size} px "
-        f"on {trainer.device.type} in {trainer.precision}{processes}"
-    )
-    if data.missing:
-        say(
-            f"{len(data.missing):,} labelled images have no file below {config.images}; "
-            f"listed in {trainer.path / runs.MISSING}"
-        )
+    say(announcements.beginning(trainer, trainer.path))
     if trainer.open_run():
         if trainer.state.epoch or trainer.state.step:
-            say(f"going on at epoch {trainer.state.epoch + 1}, step {trainer.state.step}")
+            say([f"going on at epoch {trainer.state.epoch + 1}, step {trainer.state.step}"])
         trainer.run()
-    key, sign = ("f2", 1) if config.monitor == "f2" else ("loss", -1)
-    best = max(trainer.state.log, key=lambda row: sign * row[key])
-    say(
-        f"{trainer.path}: best validation F2 {best['f2']:.4f} in epoch {best['epoch']} "
-        f"of {trainer.state.epoch}, {duration(trainer.state.seconds)} of training"
-    )
+    say(announcements.ending(trainer.config, trainer.path, trainer.state))

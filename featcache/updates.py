@@ -115,11 +115,10 @@ class Update:
         if not math.isfinite(loss_sum):
             bad = [rows for rows, total in self._parts if not math.isfinite(total.item())]
             raise NotFinite(loss_sum, np.concatenate(bad) if bad else np.zeros(0, np.int64))
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
         if count and count != self.images:
-            for parameter in parameters:
-                assert parameter.grad is not None
-                parameter.grad.mul_(self.images / count)
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self.images / count)
         if clip:
-            nn.utils.clip_grad_norm_(parameters, clip)
+            nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         return loss_sum / count if count else math.nan, [wish > 0 for wish in wishes]

@@ -77,8 +77,10 @@ class World:
 
         After every step, so that each process could write the checkpoint, at any step.
         """
+        if self.size == 1:
+            return
         buffers = [b for b in network.buffers() if b.is_floating_point()]
-        if self.size == 1 or not buffers:
+        if not buffers:
             return
         flat = torch.cat([b.flatten() for b in buffers])
         distributed.all_reduce(flat)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from heads.cuts import apply_threshold, best_global_threshold
+from heads.cuts import Limits, apply_threshold, best_cut
 from heads.folds import Fold
-from heads.inputs import LabelledRows, Matrix, check_beta, check_rows
+from heads.inputs import LabelledRows, check_beta
 from heads.metrics import fbeta_per_image
 
 _GAIN = 1e-12  # of the mean; what is less is rounding
@@ -33,31 +33,15 @@ class Scored(LabelledRows):
     beta: float
 
     @classmethod
-    def checked(
-        cls,
-        P: np.ndarray,
-        Y: Matrix,
-        beta: float,
-        mask: Matrix | None = None,
-        sample_weight: np.ndarray | None = None,
-        missed: np.ndarray | None = None,
-    ) -> Scored:
-        """Refuse what cannot be scored, by name."""
-        rows = check_rows(P, Y, mask, sample_weight, missed)
+    def of(cls, rows: LabelledRows, beta: float) -> Scored:
+        """Rows with the beta that they are scored by."""
         return cls(**vars(rows), beta=check_beta(beta))
 
     def global_threshold(self, min_labels: int = 0, max_labels: int | None = None) -> float:
         """The best one threshold for all classes, within the scores if it is infinite."""
-        threshold, _ = best_global_threshold(
-            self.P,
-            self.truth,
-            self.beta,
-            self.unknown,
-            self.weight,
-            self.missed,
-            min_labels,
-            max_labels,
-        )
+        threshold, _ = best_cut(self, self.beta, Limits(min_labels, max_labels))
+        if not self.P.size:
+            return threshold
         return float(np.clip(threshold, self.P.min(), _above(self.P.max())))
 
     def fbeta(self, sets: csr_matrix) -> np.ndarray:

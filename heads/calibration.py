@@ -114,6 +114,8 @@ class PlattCalibration(BaseEstimator):
         P, truth, weight, known = rows.P, rows.truth, rows.weight, rows.known()
         if not P.size:
             raise ValueError(f"P has shape {P.shape}; calibration needs images and labels")
+        if known is not None and not (weight @ known).any():
+            raise ValueError("no entry of Y is known; calibration needs at least one")
         intercept = self.kind == "platt"
         folds = []
         if len(strengths) > 1:

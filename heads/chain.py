@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from heads.calibration import PlattCalibration
 from heads.cuts import Limits
 from heads.decisions import Decision, ExpectedFBeta, GlobalThreshold, PerClassThreshold
-from heads.inputs import Matrix, check_beta
+from heads.inputs import LabelledRows, check_beta
 
 NAMED = ("expected", "global", "per-class")  # the recommended one first
 
@@ -60,23 +60,19 @@ class CalibratedDecision(Decision):
         self.shift = shift
         self.beta = beta
 
-    def fit(
-        self,
-        P: np.ndarray,
-        Y: Matrix,
-        mask: Matrix | None = None,
-        sample_weight: np.ndarray | None = None,
-        missed: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> CalibratedDecision:
-        """Fit the parts; parameters as of every decision, P being probabilities."""
+    def _fit(self, rows: LabelledRows, groups: np.ndarray | None) -> None:
+        if not (self.decision is None or isinstance(self.decision, Decision)):
+            raise ValueError(
+                f"decision is {self.decision!r}; expected a rule such as GlobalThreshold()"
+            )
         decision = ExpectedFBeta(self.beta) if self.decision is None else clone(self.decision)
         if decision.beta != self.beta:
             raise ValueError(
                 f"decision has beta {decision.beta}, but the chain has beta {self.beta}; give both "
                 "the same"
             )
-        known = {"mask": mask, "sample_weight": sample_weight}
+        P, Y = rows.P, rows.truth
+        known = {"mask": rows.unknown, "sample_weight": rows.weight}
         self.calibration_ = self.shift_ = None
         if isinstance(self.calibration, str):
             if self.calibration != "platt":
@@ -91,9 +87,7 @@ class CalibratedDecision(Decision):
         if self.shift is not None:
             self.shift_ = clone(self.shift)
             P = self.shift_.fit(P, Y, **known).transform(P)
-        self.decision_ = decision.fit(P, Y, **known, missed=missed, groups=groups)
-        self.n_features_in_ = np.shape(P)[1]
-        return self
+        self.decision_ = decision.fit(P, Y, **known, missed=rows.missed, groups=groups)
 
     def predict_proba(self, P: np.ndarray) -> np.ndarray:
         """Calibrated and shifted probabilities (n, K)."""

@@ -25,11 +25,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
+from numbers import Integral
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from heads.inputs import Matrix, check_beta, check_rows, check_scores
+from heads.inputs import LabelledRows, Matrix, check_beta, check_rows, check_scores
 from heads.metrics import fbeta, weighted_mean
 from heads.ordering import at_least, contains, descending, grouped, members, reaches
 
@@ -46,12 +47,12 @@ class Limits:
     max_labels: int | None = None
 
     def __post_init__(self) -> None:
-        if self.min_labels < 0:
-            raise ValueError(f"min_labels is {self.min_labels}; expected 0 or more")
-        if self.max_labels is not None and self.max_labels < max(1, self.min_labels):
+        least, most = self.min_labels, self.max_labels
+        if not isinstance(least, Integral) or least < 0:
+            raise ValueError(f"min_labels is {least!r}; expected a whole number, 0 or more")
+        if most is not None and not (isinstance(most, Integral) and most >= max(1, least)):
             raise ValueError(
-                f"max_labels is {self.max_labels}; expected None, or at least 1 and "
-                f"min_labels = {self.min_labels}"
+                f"max_labels is {most!r}; expected None, or at least 1 and min_labels = {least}"
             )
 
     def within(self, K: int) -> tuple[int, int | None]:
@@ -166,16 +167,8 @@ def _entries(matrix: csr_matrix) -> np.ndarray:
     return rows * matrix.shape[1] + matrix.indices
 
 
-def _truth(
-    P: np.ndarray,
-    Y: Matrix,
-    beta: float,
-    mask: Matrix | None,
-    sample_weight: np.ndarray | None,
-    missed: np.ndarray | None,
-) -> tuple[np.ndarray, _Truth]:
-    """Checked scores and truth of the rows that have weight."""
-    rows = check_rows(P, Y, mask, sample_weight, missed)
+def _truth(rows: LabelledRows, beta: float) -> tuple[np.ndarray, _Truth]:
+    """Scores and truth of the rows that have weight."""
     if not len(rows.P):
         raise ValueError("P has no rows; a threshold needs at least one image")
     if not rows.weight.all():
@@ -347,8 +340,14 @@ def best_global_threshold(
     then a sort of some 4 (n + number of true labels) scores; in the worst case
     O(n K log(n K)).
     """
-    P, truth = _truth(P, Y, beta, mask, sample_weight, missed)
-    for fall in _falls(P, truth, Limits(min_labels, max_labels)):
+    rows = check_rows(P, Y, mask, sample_weight, missed)
+    return best_cut(rows, beta, Limits(min_labels, max_labels))
+
+
+def best_cut(rows: LabelledRows, beta: float, limits: Limits) -> tuple[float, float]:
+    """:func:`best_global_threshold` of rows that were checked."""
+    P, truth = _truth(rows, beta)
+    for fall in _falls(P, truth, limits):
         level, mean, end = _means(fall, truth)
         best = int(np.argmax(mean >= mean.max() - _TIE))
         if not fall.complete:
@@ -388,7 +387,7 @@ def threshold_curve(
     mean : (C,) array
         Mean F-beta where labels with score >= threshold are taken.
     """
-    P, truth = _truth(P, Y, beta, mask, sample_weight, missed)
+    P, truth = _truth(check_rows(P, Y, mask, sample_weight, missed), beta)
     (fall,) = _falls(P, truth, Limits(min_labels, max_labels), whole=True)
     level, mean, _ = _means(fall, truth)
     return level, mean

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -12,10 +12,10 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from heads.ascent import Scored, class_thresholds, held_out_fbeta, shrunk
-from heads.cuts import Limits, apply_threshold, best_global_threshold
+from heads.cuts import Limits, apply_threshold, best_cut, best_global_threshold
 from heads.expected import expected_fbeta_sets
 from heads.folds import check_folds
-from heads.inputs import Matrix, check_beta, check_labels, check_rows
+from heads.inputs import LabelledRows, Matrix, check_beta, check_labels, check_rows
 from heads.metrics import weighted_mean
 from heads.shrinkage import cautious, check_strengths
 
@@ -27,6 +27,8 @@ __all__ = [
     "best_global_threshold",
 ]
 
+Rule = TypeVar("Rule", bound="Decision")
+
 
 class Decision(BaseEstimator, ABC):
     """A rule that gives label sets to scores; fitted on *out-of-fold* scores only.
@@ -34,18 +36,20 @@ class Decision(BaseEstimator, ABC):
     All rules take the same arguments, so that they can be exchanged.
     """
 
+    beta: float
     n_features_in_: int
+    _probabilities = False  # whether scores must be in [0, 1]
+    _learns = True  # whether it needs labels
 
-    @abstractmethod
     def fit(
-        self,
+        self: Rule,
         P: np.ndarray,
-        Y: Matrix,
+        Y: Matrix | None = None,
         mask: Matrix | None = None,
         sample_weight: np.ndarray | None = None,
         missed: np.ndarray | None = None,
         groups: np.ndarray | None = None,
-    ) -> Decision:
+    ) -> Rule:
         """Fit the rule.
 
         Parameters
@@ -61,7 +65,29 @@ class Decision(BaseEstimator, ABC):
             True labels of each image outside the K classes; they count as misses.
         groups : (n,), optional
             Images that folds must keep together, for rules that make folds.
+
+        Raises
+        ------
+        ValueError
+            Naming the argument, and row and label where there is one.
         """
+        check_beta(self.beta)
+        rows = check_rows(
+            P,
+            Y,
+            mask,
+            sample_weight,
+            missed,
+            probabilities=self._probabilities,
+            unlabelled=not self._learns,
+        )
+        self._fit(rows, groups)
+        self.n_features_in_ = rows.P.shape[1]
+        return self
+
+    @abstractmethod
+    def _fit(self, rows: LabelledRows, groups: np.ndarray | None) -> None:
+        """Learn from rows that were checked."""
 
     @abstractmethod
     def predict(self, P: np.ndarray) -> csr_matrix:
@@ -103,24 +129,9 @@ class GlobalThreshold(Decision):
         self.min_labels = min_labels
         self.max_labels = max_labels
 
-    def fit(
-        self,
-        P: np.ndarray,
-        Y: Matrix,
-        mask: Matrix | None = None,
-        sample_weight: np.ndarray | None = None,
-        missed: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> GlobalThreshold:
-        """Find the threshold; parameters as of :func:`best_global_threshold`.
-
-        `groups` make no difference.
-        """
-        self.threshold_, self.score_ = best_global_threshold(
-            P, Y, self.beta, mask, sample_weight, missed, self.min_labels, self.max_labels
-        )
-        self.n_features_in_ = np.shape(P)[1]
-        return self
+    def _fit(self, rows: LabelledRows, groups: np.ndarray | None) -> None:
+        limits = Limits(self.min_labels, self.max_labels)
+        self.threshold_, self.score_ = best_cut(rows, self.beta, limits)
 
     @classmethod
     def at(cls, threshold: float, n_labels: int) -> GlobalThreshold:
@@ -195,20 +206,11 @@ class PerClassThreshold(Decision):
         self.cv = cv
         self.random_state = random_state
 
-    def fit(
-        self,
-        P: np.ndarray,
-        Y: Matrix,
-        mask: Matrix | None = None,
-        sample_weight: np.ndarray | None = None,
-        missed: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> PerClassThreshold:
-        """Find the thresholds; parameters as of every decision."""
+    def _fit(self, rows: LabelledRows, groups: np.ndarray | None) -> None:
         strengths = check_strengths(self.strengths)
         limits = self.min_labels, self.max_labels
         Limits(*limits)
-        data = Scored.checked(P, Y, self.beta, mask, sample_weight, missed)
+        data = Scored.of(rows, self.beta)
         folds = check_folds(self.cv, data.P, data.truth, groups, self.random_state)
         values = held_out_fbeta(data, strengths, folds, *limits)
         self.strength_ = strengths[cautious(values, data.weight)]
@@ -220,10 +222,8 @@ class PerClassThreshold(Decision):
         own = class_thresholds(data, self.threshold_)
         positives = data.weight @ data.truth
         self.thresholds_ = shrunk(own, self.threshold_, positives, self.strength_)
-        self.n_features_in_ = data.P.shape[1]
         scores = data.fbeta(apply_threshold(data.P, self.thresholds_, *limits))
         self.score_ = weighted_mean(scores, data.weight)
-        return self
 
     def predict(self, P: np.ndarray) -> csr_matrix:
         """Label sets of scores P (n, K); bool CSR of the same shape."""
@@ -266,6 +266,8 @@ class ExpectedFBeta(Decision):
 
     expected_: np.ndarray
     bound_: float
+    _probabilities = True
+    _learns = False
 
     def __init__(
         self,
@@ -279,21 +281,8 @@ class ExpectedFBeta(Decision):
         self.max_labels = max_labels
         self.tail_tol = tail_tol
 
-    def fit(
-        self,
-        P: np.ndarray,
-        Y: Matrix | None = None,
-        mask: Matrix | None = None,
-        sample_weight: np.ndarray | None = None,
-        missed: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> ExpectedFBeta:
-        """Check the arguments and note the number of labels; there is nothing to learn."""
-        check_beta(self.beta)
+    def _fit(self, rows: LabelledRows, groups: np.ndarray | None) -> None:
         Limits(self.min_labels, self.max_labels)
-        rows = check_rows(P, Y, mask, sample_weight, missed, probabilities=True)
-        self.n_features_in_ = rows.P.shape[1]
-        return self
 
     def predict(self, P: np.ndarray) -> csr_matrix:
         """Label sets of probabilities P (n, K); bool CSR. Sets ``expected_`` and ``bound_``."""

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.special import expit
 
+from heads import markup
 from heads.alignment import Moments, check_domain_rows
 from heads.decisions import Decision
 from heads.expected import expected_fbeta_sets
@@ -21,6 +22,7 @@ from heads.experts import Linear, average
 from heads.gate import Gate, GateConfig, distance, likeness, open_gate, unsureness
 from heads.inputs import check_truth
 from heads.labelshift import LabelShiftTest
+from heads.markup import in_notebook
 from heads.platt import mapped
 from heads.shift import PriorShift
 from heads.training import check_features
@@ -100,7 +102,7 @@ def viewed(X: np.ndarray, first: float) -> np.ndarray:
     return means
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DomainHead:
     """The frozen head of one domain:  P = g w sigma(adapted) + (1 - g w) sigma(source), shifted.
 
@@ -153,6 +155,13 @@ class DomainHead:
     def explain(self) -> str:
         """What each step did to this domain, as a table in words."""
         return table(self.steps)
+
+    def __repr__(self) -> str:
+        return self.explain()
+
+    def _repr_html_(self) -> str:
+        columns = {name: [getattr(s, name) for s in self.steps] for name in Step.__annotations__}
+        return in_notebook(markup.table("The head of this domain", columns))
 
     def _checked(self, X: Any) -> np.ndarray:
         X = check_features(X, self)

@@ -7,6 +7,7 @@ True (as in numpy.ma) or a dense Y is NaN.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ Matrix: TypeAlias = "np.ndarray | csr_matrix"
 SomeRows = TypeVar("SomeRows", bound="LabelledRows")
 
 _BLOCK = 1 << 20  # scores that are looked at at once
+_MOST_BETA = 1e100  # its square is finite
 
 
 def check_scores(P: np.ndarray, name: str = "P") -> np.ndarray:
@@ -90,7 +92,7 @@ def _finite(P: np.ndarray) -> np.ndarray:
 
 
 def check_truth(
-    Y: Matrix, mask: Matrix | None, shape: tuple[int, int] | None = None, soft: bool = False
+    Y: Matrix | None, mask: Matrix | None, shape: tuple[int, int] | None = None, soft: bool = False
 ) -> tuple[csr_matrix, Matrix | None]:
     """Known positives as CSR, and which entries are unknown (None: none).
 
@@ -111,6 +113,8 @@ def check_truth(
         Without explicit zeros and unknown entries; sorted indices.
     unknown : ndarray or csr_matrix of shape (n, K), bool, or None
     """
+    if Y is None:
+        raise ValueError("Y is None; give the true labels, (n, K)")
     unknown = None if mask is None else check_boolean(mask, "mask")
     if not issparse(Y):
         Y = np.asarray(Y)
@@ -157,13 +161,14 @@ def check_boolean(matrix: Matrix, name: str) -> Matrix:
     Raises
     ------
     ValueError
-        Naming row and label of the first NaN.
+        Naming row and label of the first entry that is neither 0 nor 1, as scores would be.
     """
     if issparse(matrix):
         csr = csr_matrix(matrix)
-        if (missing := csr.data != csr.data).any():
-            row, label = (axis[missing.argmax()] for axis in _places(csr))
-            raise ValueError(f"{name} is nan at row {row}, label {label}; expected True or False")
+        if (wrong := (csr.data != 0) & (csr.data != 1)).any():
+            at = wrong.argmax()
+            row, label = (axis[at] for axis in _places(csr))
+            raise ValueError(_neither(name, csr.data[at], row, label))
         csr = csr_matrix(csr, dtype=bool, copy=True)
         csr.sum_duplicates()
         csr.eliminate_zeros()
@@ -171,10 +176,14 @@ def check_boolean(matrix: Matrix, name: str) -> Matrix:
     matrix = np.asarray(matrix)
     if matrix.ndim != 2:
         raise ValueError(f"{name} has shape {matrix.shape}; expected (n, K)")
-    if matrix.dtype.kind == "f" and (missing := np.isnan(matrix)).any():
-        row, label = np.argwhere(missing)[0]
-        raise ValueError(f"{name} is nan at row {row}, label {label}; expected True or False")
+    if matrix.dtype != bool and (wrong := (matrix != 0) & (matrix != 1)).any():
+        row, label = np.argwhere(wrong)[0]
+        raise ValueError(_neither(name, matrix[row, label], row, label))
     return matrix.astype(bool, copy=False)
+
+
+def _neither(name: str, value: object, row: int, label: int) -> str:
+    return f"{name} is {value} at row {row}, label {label}; expected True or False"
 
 
 def _places(csr: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
@@ -211,15 +220,19 @@ def check_missed(missed: np.ndarray | None, n: int) -> np.ndarray:
     if missed is None:
         return np.zeros(n)
     counts = np.asarray(missed, dtype=np.float64)
-    if counts.shape != (n,) or not np.all(counts >= 0):
-        raise ValueError(f"missed must be {n} counts >= 0, one a row; got shape {counts.shape}")
+    if counts.shape != (n,):
+        raise ValueError(f"missed has shape {counts.shape}; expected ({n},)")
+    bad = ~(np.isfinite(counts) & (counts >= 0))
+    if bad.any():
+        row = bad.argmax()
+        raise ValueError(f"missed is {counts[row]} at row {row}; expected a count >= 0")
     return counts
 
 
 def check_beta(beta: float) -> float:
-    """`beta` if it is a positive, finite number."""
-    if not 0 < beta < np.inf:
-        raise ValueError(f"beta is {beta}; expected a positive number")
+    """`beta` if it is a positive number, of a finite square."""
+    if not isinstance(beta, Real) or not 0 < beta < _MOST_BETA:
+        raise ValueError(f"beta is {beta!r}; expected a positive number")
     return float(beta)
 
 
@@ -276,6 +289,7 @@ def check_rows(
     *,
     probabilities: bool = False,
     soft: bool = False,
+    unlabelled: bool = False,
 ) -> LabelledRows:
     """What every rule and every score of scores takes, checked.
 
@@ -284,7 +298,8 @@ def check_rows(
     P : (n, K) array
         Finite scores, or `probabilities`.
     Y : (n, K), dense or sparse, or None
-        Truth in {0, 1}, or in [0, 1] if `soft`; NaN (dense) is unknown; None: nothing is true.
+        Truth in {0, 1}, or in [0, 1] if `soft`; NaN (dense) is unknown; None, where it may be
+        `unlabelled`: nothing is true.
     mask : (n, K), optional
         True where the label is unknown.
     sample_weight, missed : (n,), optional
@@ -296,6 +311,8 @@ def check_rows(
         Naming the argument, and row and label where there is one.
     """
     P = check_probabilities(P) if probabilities else check_scores(P)
-    truth, unknown = check_truth(csr_matrix(P.shape) if Y is None else Y, mask, P.shape, soft)
+    if Y is None and unlabelled:
+        Y = csr_matrix(P.shape)
+    truth, unknown = check_truth(Y, mask, P.shape, soft)
     n = len(P)
     return LabelledRows(P, truth, unknown, check_weights(sample_weight, n), check_missed(missed, n))

@@ -39,6 +39,12 @@ class CrossValidated:
     sets: csr_matrix
     folds: np.ndarray
 
+    def __repr__(self) -> str:
+        return (
+            f"{self.score:.4f} [{self.low:.4f}, {self.high:.4f}] mean F-beta of "
+            f"{len(self.fbeta):,} images, {len(self.folds)} folds"
+        )
+
 
 def cross_val_fbeta(
     rule: Any,
@@ -84,6 +90,10 @@ def cross_val_fbeta(
     """
     if head is None:
         P = check_scores(P)
+        if head_params:
+            raise ValueError("head_params has no effect without head; leave it out")
+    else:
+        P = np.asarray(P)
     truth, unknown = check_truth(Y, mask, None if head is not None else P.shape)
     n = truth.shape[0]
     if len(P) != n:
@@ -102,6 +112,11 @@ def cross_val_fbeta(
             scores, held = P[train], P[test]
         else:
             fitted = clone(head).fit(P[train], truth[train], **known, **(head_params or {}))
+            if not hasattr(fitted, "oof_predict_proba_"):
+                raise ValueError(
+                    f"head is {type(fitted).__name__}, which gives no out-of-fold scores; take "
+                    "DropoutLogisticCV or DropoutRidgeCV"
+                )
             scores, held = fitted.oof_predict_proba_, fitted.predict_proba(P[test])
         chain = clone(rule).fit(scores, truth[train], **known, missed=outside[train])
         parts.append(chain.predict(held))

@@ -30,8 +30,8 @@ def reaches(P: np.ndarray, cut: np.ndarray) -> np.ndarray:
     """P >= cut, exactly, for cuts in double precision that go with P's shape."""
     with np.errstate(over="ignore"):
         rounded = cut.astype(P.dtype)
-    up = np.nextafter(rounded, P.dtype.type(np.inf))  # the least number of that type above
-    rounded = np.where(rounded < cut, up, rounded)
+        above = np.nextafter(rounded, P.dtype.type(np.inf))
+    rounded = np.where(rounded < cut, above, rounded)
     if P.dtype == np.float16 and (rounded > 0).all():
         # The bits of floats, read as integers, are in the order of the positive ones,
         # and integers are compared many times as fast.

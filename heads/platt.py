@@ -70,8 +70,7 @@ def fit_platt(
             for at in (slice(start, start + rows) for start in range(0, len(scores), rows))
         )
         return best_platt(*binned(parts, float(scores.min()), float(scores.max())), intercept)
-    shape = (weight if known is None else weight[:, None] * known).reshape(len(weight), -1)
-    a = np.broadcast_to(shape, scores.shape)
+    a = np.broadcast_to(weight[:, None] * (1.0 if known is None else known), scores.shape)
     used = a > 0
     s, y, a = scores[used].astype(np.float64), Y[used].astype(np.float64), a[used]
     return best_platt(s, y, a, intercept)
@@ -79,6 +78,8 @@ def fit_platt(
 
 def best_platt(s: np.ndarray, y: np.ndarray, a: np.ndarray, intercept: bool = True) -> PlattScaling:
     """:func:`fit_platt` of scores s, targets y and weights a > 0, each (N,) float64."""
+    if not len(s):  # nothing is known, say in a fold: scores are taken for logits
+        return PlattScaling(1.0, 0.0)
     total, positives = a.sum(), a @ y
     low, high = 1 / (total - positives + 2), (positives + 1) / (positives + 2)
     y = low + (high - low) * y

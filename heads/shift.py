@@ -7,7 +7,7 @@ rates. Then logits move by logit(new rate) - logit(old rate).
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import expit, logit
@@ -130,16 +130,19 @@ class PriorShift(BaseEstimator):
             If labels are missing that the form needs, or a value is out of range.
         """
         self._check(Y, prior)
-        given = check_rows(P, Y, mask, sample_weight, probabilities=True)
+        given = check_rows(P, Y, mask, sample_weight, probabilities=True, unlabelled=True)
         P, truth, weight = given.P, given.truth, given.weight
         if not P.size:
             raise ValueError(f"P has shape {P.shape}; a shift needs images and labels")
         rows = _Rows(P, given.known(), weight)
+        if not rows.counts().any():
+            raise ValueError("no entry of Y is known; a shift needs at least one")
         positives = truth.T @ weight
-        if self.form == "bias":
-            images = weight.sum()
-            wanted = positives.sum() if self.mean_labels is None else self.mean_labels * images
-            self.bias_ = np.full(P.shape[1], _shared_bias(rows, wanted))
+        if self.mean_labels is not None:  # of all labels, whether their truth is known or not
+            every, wanted = replace(rows, known=None), self.mean_labels * float(weight.sum())
+            self.bias_ = np.full(P.shape[1], _shared_bias(every, wanted))
+        elif self.form == "bias":
+            self.bias_ = np.full(P.shape[1], _shared_bias(rows, float(positives.sum())))
         else:
             old = prior if prior is None else _checked_prior(prior, P.shape[1])
             self.bias_ = self._label_biases(rows, positives, old)
@@ -275,8 +278,8 @@ def _shared_bias(rows: _Rows, wanted: float) -> float:
     total = float(rows.counts().sum())
     if not wanted < total:
         raise ValueError(
-            f"mean_labels asks for {wanted:.6g} labels in all, but only {total:.6g} entries are "
-            "known; give a smaller number"
+            f"{wanted:.6g} labels are to be expected of {total:.6g} known entries, which no bias "
+            "gives; lower mean_labels, or use form 'labels'"
         )
     wanted = max(wanted, 0.5)  # none at all would need a bias of minus infinity
     if rows.P.size <= _CELLS:
@@ -314,7 +317,7 @@ def _diagnosis(rows: _Rows, Y: np.ndarray, bias: np.ndarray) -> ShiftDiagnosis:
         expected += float((a * p).sum())
         curvature += float((a * p * (1 - p) * margin**2).sum())
     slope = 1 + slopes.sum() / max(curvature, 1e-300)
-    ratio = 1 + levels.sum() / max(expected, 1e-300)
+    ratio = max(0.0, 1 + levels.sum() / max(expected, 1e-300))
     slope_z, ratio_z = _z(slopes), _z(levels)
     violated = any(
         abs(value - 1) > _STRETCH and abs(z) > _ERRORS

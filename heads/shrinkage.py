@@ -10,8 +10,9 @@ import numpy as np
 def check_strengths(strengths: Iterable[float]) -> list[float]:
     """Strengths of shrinkage to compare: descending, from infinity (the shared estimate alone)."""
     ordered = sorted({float(s) for s in strengths} | {np.inf}, reverse=True)
-    if not ordered[-1] >= 0:
-        raise ValueError(f"strengths has {ordered[-1]}; expected numbers >= 0")
+    for strength in ordered:
+        if not strength >= 0:  # true of NaN, which has no place in an order
+            raise ValueError(f"strengths has {strength}; expected numbers >= 0")
     return ordered
 
 

@@ -13,6 +13,7 @@ from sklearn.exceptions import NotFittedError
 
 from heads.ascent import Scored, class_thresholds, shrunk
 from heads.decisions import GlobalThreshold, PerClassThreshold
+from heads.inputs import check_rows
 from heads.metrics import mean_fbeta
 from heads.shrinkage import cautious
 
@@ -35,6 +36,10 @@ def cases(draw):
     return P, Y, draw(st.sampled_from([0.5, 1, 2])), options
 
 
+def scored(P, Y, beta, **options) -> Scored:
+    return Scored.of(check_rows(P, Y, **options), beta)
+
+
 @SETTINGS
 @given(case=cases(), sparse=st.booleans())
 def test_no_threshold_of_a_single_class_is_better(case, sparse):
@@ -42,7 +47,7 @@ def test_no_threshold_of_a_single_class_is_better(case, sparse):
     given_options = dict(options)
     if sparse and options["mask"] is not None:
         given_options["mask"] = csr_matrix(options["mask"])
-    data = Scored.checked(P, csr_matrix(Y) if sparse else Y, beta, **given_options)
+    data = scored(P, csr_matrix(Y) if sparse else Y, beta, **given_options)
     start = data.global_threshold()
     thresholds = class_thresholds(data, start)
     scores = P.astype(np.float64)
@@ -75,8 +80,8 @@ def test_weights_are_repeated_rows_and_zero_is_no_row(case, seed):
     repeated = {
         name: value[rows] for name, value in options.items() if isinstance(value, np.ndarray)
     } | {"sample_weight": None}
-    first = Scored.checked(P, Y, beta, **(options | {"sample_weight": times}))
-    second = Scored.checked(P[rows], Y[rows], beta, **repeated)
+    first = scored(P, Y, beta, **(options | {"sample_weight": times}))
+    second = scored(P[rows], Y[rows], beta, **repeated)
     np.testing.assert_array_equal(
         class_thresholds(first, 0.4) > P.astype(float), class_thresholds(second, 0.4) > P
     )
@@ -175,6 +180,13 @@ def test_degenerate_truth():
     assert PerClassThreshold(cv=3).fit(P, np.ones((12, 3))).predict(P).nnz == 36
     constant = PerClassThreshold(cv=3).fit(np.full((12, 3), 0.5), P > 0.5)
     assert constant.predict(P[:, :3] * 0 + 0.5).nnz in (0, 36)
+
+
+def test_no_labels_and_few_rows():
+    rule = PerClassThreshold(cv=2).fit(np.zeros((3, 0)), np.zeros((3, 0)))
+    assert rule.predict(np.zeros((5, 0))).shape == (5, 0)
+    P = np.array([[0.2, 0.9], [0.4, 0.1]])
+    assert PerClassThreshold(cv=2).fit(P, P > 0.3).predict(P[:1]).shape == (1, 2)
 
 
 def test_it_is_an_estimator():

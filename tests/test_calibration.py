@@ -257,6 +257,20 @@ def test_weights_are_repeated_rows():
     np.testing.assert_allclose(weighted.intercept_, repeated.intercept_, rtol=1e-9)
 
 
+def test_folds_in_which_nothing_is_known():
+    """Their maps are the identity, which loses to any other in the held-out loss or not at all."""
+    P, Y, *_ = case(16, n=20)
+    known = np.zeros(P.shape, bool)
+    known[3] = True
+    calibrated = PlattCalibration().fit(P, np.where(known, Y, np.nan))
+    assert np.isfinite(calibrated.transform(P)).all()
+    assert calibrated.strength_ == np.inf
+    weight = np.zeros(20)
+    weight[3] = 1
+    weighted = PlattCalibration().fit(P, Y, sample_weight=weight)
+    np.testing.assert_allclose(weighted.transform(P), calibrated.transform(P), atol=1e-12)
+
+
 def test_extreme_and_constant_probabilities():
     P, Y, *_ = case(11)
     P[:5], P[5:10] = 0, 1
@@ -314,6 +328,9 @@ def test_it_is_an_estimator():
     ("call", "expected"),
     [
         (lambda P, Y: PlattCalibration("isotonic").fit(P, Y), "kind is 'isotonic'"),
+        (lambda P, Y: PlattCalibration(strengths=(1, np.nan)).fit(P, Y), "strengths has nan"),
+        (lambda P, Y: PlattCalibration().fit(P, Y * np.nan), "no entry of Y is known"),
+        (lambda P, Y: PlattCalibration().fit(P, None), "Y is None"),
         (lambda P, Y: PlattCalibration(strengths=(-1,)).fit(P, Y), "strengths has -1"),
         (lambda P, Y: PlattCalibration().fit(P * 2, Y), r"P is 1.* at row \d+, label"),
         (lambda P, Y: PlattCalibration().fit(P * np.nan, Y), "P is nan at row 0, label 0"),

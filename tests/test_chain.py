@@ -14,7 +14,7 @@ from heads.chain import CalibratedDecision
 from heads.decisions import ExpectedFBeta, GlobalThreshold, PerClassThreshold
 from heads.metrics import mean_fbeta
 from heads.nested import cross_val_fbeta
-from heads.ridge import DropoutRidgeCV
+from heads.ridge import DropoutRidge, DropoutRidgeCV
 from heads.shift import PriorShift
 
 
@@ -84,11 +84,69 @@ def test_parameters_are_left_alone():
     [
         (CalibratedDecision(calibration="isotonic"), "calibration is 'isotonic'"),
         (CalibratedDecision(GlobalThreshold(beta=1)), "decision has beta 1"),
+        (CalibratedDecision("global"), "decision is 'global'; expected a rule"),
+        (CalibratedDecision(GlobalThreshold), "decision is .*; expected a rule"),
+        (CalibratedDecision(beta=np.nan), "beta is nan"),
     ],
 )
 def test_wrong_parts_are_named(chain, expected):
     with pytest.raises(ValueError, match=expected):
         chain.fit(*case(6))
+
+
+# ------------------------------------------------------- what every rule must stand
+
+RULES = [GlobalThreshold(), PerClassThreshold(cv=3), ExpectedFBeta(), CalibratedDecision()]
+Every = pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+
+
+@Every
+def test_rows_without_labels_and_labels_without_positives(rule):
+    P, Y = case(20, n=60)
+    P[::3], Y[::3] = 0, 0
+    P[:, 1], Y[:, 1] = 0, 0
+    sets = clone(rule).fit(P, Y).predict(P).toarray()
+    assert not sets[::3].any()
+    assert not sets[:, 1].any()
+    assert sets.any()
+
+
+@Every
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_constant_scores_give_all_images_the_same(rule, value):
+    P, Y = case(21, n=60)
+    P[:] = value
+    sets = clone(rule).fit(P, Y).predict(P).toarray()
+    assert (sets == sets[0]).all()
+
+
+@Every
+def test_one_label(rule):
+    P, Y = case(22, n=60)
+    common = [int(Y.sum(axis=0).argmax())]
+    sets = clone(rule).fit(P[:, common], Y[:, common]).predict(P[:, common])
+    assert sets.shape == (60, 1)
+    assert 0 < sets.nnz < 60
+
+
+@Every
+def test_scores_and_truth_that_are_none_are_named(rule):
+    P, Y = case(23, n=60)
+    fitted, bad, wrong = clone(rule).fit(P, Y), P.copy(), Y.astype(float)
+    bad[3, 2], wrong[4, 1] = np.nan, 0.5
+    for call in (lambda: clone(rule).fit(bad, Y), lambda: fitted.predict(bad)):
+        with pytest.raises(ValueError, match="P is nan at row 3, label 2"):
+            call()
+    with pytest.raises(ValueError, match=r"Y is 0\.5 at row 4, label 1"):
+        clone(rule).fit(P, wrong)
+
+
+@Every
+def test_label_sets_of_permuted_images_are_the_permuted_ones(rule):
+    P, Y = case(24, n=60)
+    order = np.random.default_rng(0).permutation(60)
+    fitted = clone(rule).fit(P, Y)
+    assert (fitted.predict(P)[order] != fitted.predict(P[order])).nnz == 0
 
 
 # -------------------------------------------------------------- honest scores
@@ -184,6 +242,15 @@ def test_a_constant_added_to_all_logits_changes_nothing():
     np.testing.assert_allclose(first.predict_proba(P), second.predict_proba(moved), atol=1e-5)
     a, b = (GlobalThreshold().fit(p, Y).predict(p) for p in (P, moved))
     assert (a != b).nnz == 0
+
+
+def test_what_a_head_must_be():
+    P, Y = case(16, n=30)
+    assert cross_val_fbeta(GlobalThreshold(), P.tolist(), Y, head=DropoutRidgeCV()).score > 0
+    with pytest.raises(ValueError, match="head is DropoutRidge, which gives no out-of-fold scores"):
+        cross_val_fbeta(GlobalThreshold(), P, Y, head=DropoutRidge())
+    with pytest.raises(ValueError, match="head_params has no effect without head"):
+        cross_val_fbeta(GlobalThreshold(), P, Y, head_params={"coef_init": P})
 
 
 def test_lengths_must_agree():

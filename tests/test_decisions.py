@@ -180,6 +180,23 @@ def test_scores_of_another_precision_are_compared_exactly():
     assert apply_threshold(np.full((1, 1), 0.1, np.float32), threshold).nnz == 0
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_cut_between_two_floats_takes_the_upper_one(dtype):
+    low = np.array([-70000.0, -1, -1e-9, 0, 1e-9, 1e-4, 0.3, 1, 60000]).clip(
+        np.finfo(dtype).min, None
+    )
+    low = low.astype(dtype)
+    high = np.nextafter(low, dtype(np.inf))
+    for a, b in zip(low, high, strict=True):
+        P = np.array([[a, b, -b, -a]])
+        for cut in (float(a) + (float(b) - float(a)) / 3, float(a), float(b), 1e6, -1e6):
+            expected = P.astype(np.float64) >= cut
+            np.testing.assert_array_equal(apply_threshold(P, cut).toarray(), expected)
+            own = apply_threshold(P, np.array([cut, cut, -cut, -cut])).toarray()
+            np.testing.assert_array_equal(own[:, :2], expected[:, :2])
+            np.testing.assert_array_equal(own[:, 2:], P[:, 2:].astype(np.float64) >= -cut)
+
+
 def test_huge_scores_have_a_middle():
     P = np.array([[1.7e308, -1.7e308]])
     assert best_global_threshold(P, np.array([[1, 0]]))[0] == 0
@@ -205,6 +222,18 @@ def test_nothing_known_and_no_labels():
     P = np.random.default_rng(0).random((3, 4))
     assert best_global_threshold(P, P > 0.5, mask=np.ones((3, 4), bool)) == (np.inf, 1)
     assert best_global_threshold(P[:, :0], P[:, :0] > 0) == (np.inf, 1)
+
+
+@SETTINGS
+@given(case=cases(), eighths=st.integers(-800, 800))
+def test_a_constant_added_to_all_scores_and_the_threshold_changes_nothing(case, eighths):
+    P, Y, options, limits = case
+    scores, constant = np.round(8 * P.astype(np.float64)) / 8, eighths / 8  # sums are exact
+    first, score = best_global_threshold(scores, Y, **options)
+    second, same = best_global_threshold(scores + constant, Y, **options)
+    assert (first + constant, score) == (second, same)
+    sets, moved = apply_threshold(scores, first, *limits), scores + constant
+    assert (sets != apply_threshold(moved, first + constant, *limits)).nnz == 0
 
 
 def test_only_the_order_of_scores_decides_the_label_sets():
@@ -423,6 +452,12 @@ def test_scores_that_are_not_finite_are_named(bad):
     ("call", "expected"),
     [
         (lambda P, Y: GlobalThreshold(beta=-1).fit(P, Y), "beta is -1"),
+        (lambda P, Y: GlobalThreshold(beta="2").fit(P, Y), "beta is '2'"),
+        (lambda P, Y: GlobalThreshold(beta=1e200).fit(P, Y), r"beta is 1e\+200"),
+        (lambda P, Y: GlobalThreshold(min_labels=1.5).fit(P, Y), "min_labels is 1.5"),
+        (lambda P, Y: GlobalThreshold(max_labels=2.5).fit(P, Y), "max_labels is 2.5"),
+        (lambda P, Y: GlobalThreshold().fit(P, None), "Y is None"),
+        (lambda P, Y: GlobalThreshold().fit(P, Y, missed=[1, 0, -1, 0]), "missed is -1.0 at row 2"),
         (lambda P, Y: GlobalThreshold(min_labels=-1).fit(P, Y), "min_labels is -1"),
         (lambda P, Y: GlobalThreshold(max_labels=0).fit(P, Y), "max_labels is 0"),
         (lambda P, Y: GlobalThreshold(min_labels=3, max_labels=2).fit(P, Y), "max_labels is 2"),

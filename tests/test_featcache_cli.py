@@ -297,14 +297,15 @@ def test_debug_shows_where(here: Path, data: Path, capsys: pytest.CaptureFixture
 def test_train_and_extract_say_what_they_do(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = tiny.basic_training(data, tmp_path / "run") | {"epochs": 2}
+    options = tiny.basic_training(data, tmp_path / "run") | {"epochs": 2, "warmup_steps": 2}
     assert main(["train", *tiny.options(**options)]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    first, *epochs, last = printed.out.splitlines()
+    first, *epochs, last, following = printed.out.splitlines()
     assert "24 training and 16 validation images, 4 classes, tests.tiny:network at 16 px" in first
     assert ["epoch 1/2" in epochs[0], "epoch 2/2" in epochs[1], len(epochs)] == [True, True, 2]
     assert last.startswith(f"{tmp_path / 'run'}: best validation F2 0.")
+    assert following.startswith(f"next: featcache extract --run {tmp_path / 'run'} ")
     options = extraction(tmp_path / "run", data, tmp_path / "x.h5")
     assert main(["extract", *tiny.options(**options)]) == 0
     printed = capsys.readouterr()

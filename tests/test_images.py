@@ -138,6 +138,21 @@ def test_a_folder_that_cannot_be_listed_is_not_left_out(
         find_images(tmp_path)
 
 
+def test_links_to_folders_are_followed_and_lead_into_no_circle(
+    write: Write, tmp_path: Path
+) -> None:
+    """A set that is put together of links must not be found empty, or half."""
+    images = write("images/a.jpg", b"1").parent
+    write("elsewhere/b.jpg", b"2")
+    (images / "more").symlink_to(tmp_path / "elsewhere")
+    (images / "once more").symlink_to(tmp_path / "elsewhere")
+    (images / "round").symlink_to(images)
+    (tmp_path / "elsewhere" / "back").symlink_to(images)
+    found = find_images(images)
+    assert found.ids.tolist() == ["a", "b"]
+    assert [found.path(row).read_bytes() for row in range(2)] == [b"1", b"2"]
+
+
 def test_select_keeps_the_order_asked_for(write: Write, tmp_path: Path) -> None:
     for name in ("a.jpg", "in/b.png", "c.jpg"):
         write(name, b"")

@@ -64,6 +64,19 @@ def test_comments_and_layout_do_not(write: Write) -> None:
     assert digest() == before != ""
 
 
+def test_a_function_that_is_passed_on_counts_where_it_is_defined(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = set()
+    for angle in ("10", "90"):
+        monkeypatch.delitem(sys.modules, "its_home", raising=False)
+        (tmp_path / "its_home.py").write_text(CODE.replace("10", angle))
+        write("from its_home import turned\n")
+        found.add(digest())
+    assert len(found) == 2
+    monkeypatch.delitem(sys.modules, "its_home")
+
+
 def test_the_file_counts_even_if_it_is_no_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

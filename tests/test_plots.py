@@ -96,7 +96,8 @@ def makers():
 
 
 def test_every_display_draws_on_given_axes_and_on_new_ones_and_again(makers):
-    assert {type(make(None)).__name__ for make in makers.values()} == set(plots.__all__)
+    displays = {name for name in plots.__all__ if name.endswith("Display")}
+    assert {type(make(None)).__name__ for make in makers.values()} == displays
     for name, make in makers.items():
         given = pyplot.figure().subplots()
         display = make(given)

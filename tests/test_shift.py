@@ -84,6 +84,14 @@ def test_one_bias_gives_the_mean_number_of_labels():
     assert wrong.bias_ == pytest.approx(unlabelled.bias_)
 
 
+def test_a_given_number_of_labels_counts_those_of_unknown_truth():
+    P, Y, _ = domain(5, NEW)
+    mask = np.random.default_rng(0).random(P.shape) < 0.9
+    with pytest.warns(UserWarning, match="does not explain"):
+        shift = PriorShift("bias", mean_labels=1.5).fit(P, Y, mask=mask)
+    assert shift.transform(P).sum(axis=1).mean() == pytest.approx(1.5, rel=1e-8)
+
+
 def test_many_logits_are_counted_in_cells():
     P = np.random.default_rng(6).random((5000, 20)) ** 4
     assert P.size > 1 << 16
@@ -202,7 +210,9 @@ def test_it_is_an_estimator():
         (lambda P, Y: PriorShift("bias").fit(P), "needs labels Y or mean_labels"),
         (lambda P, Y: PriorShift("bias").fit(P, Y, prior=OLD), "prior has no effect"),
         (lambda P, Y: PriorShift("bias", mean_labels=0).fit(P), "mean_labels is 0"),
-        (lambda P, Y: PriorShift("bias", mean_labels=4).fit(P), "mean_labels asks for"),
+        (lambda P, Y: PriorShift("bias", mean_labels=4).fit(P), "lower mean_labels"),
+        (lambda P, Y: PriorShift("bias").fit(P, Y * 0 + 1), "which no bias gives"),
+        (lambda P, Y: PriorShift().fit(P, Y * np.nan), "no entry of Y is known"),
         (lambda P, Y: PriorShift(pseudo_count=-1).fit(P, Y), "pseudo_count is -1"),
         (lambda P, Y: PriorShift().fit(P, Y, prior=OLD[1:]), r"prior has shape \(3,\)"),
         (lambda P, Y: PriorShift().fit(P, Y, prior=OLD * 3), r"prior is 1.5 at label 0"),

@@ -149,6 +149,19 @@ def test_rates_warm_up_and_follow_a_cosine(
     assert [rate for rate, _ in steps] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("warmup", "said"), [(6, None), (8, "only late: 8 of 12"), (500, "never: 500 of 12")]
+)
+def test_a_warm_up_as_long_as_the_training_is_said(
+    settings: Settings, capsys: pytest.CaptureFixture[str], warmup: int, said: str | None
+) -> None:
+    """The default is made for hundreds of thousands of images."""
+    train(TrainingConfig(**settings(epochs=2, warmup_steps=warmup)))
+    printed = capsys.readouterr().out
+    assert ("--warmup-steps" in printed) == (said is not None)
+    assert said is None or f"reaches --lr 0.02 {said}" in printed
+
+
 # -------------------------------------------------------------------------- seeds
 
 

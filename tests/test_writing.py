@@ -776,6 +776,7 @@ def arm(k, torn):
     def flush(real, group, *args): group.file.flush()
     hook(h5py.Group, "create_dataset", flush)
     hook(h5py.Group, "__setitem__", flush)
+    hook(h5py.AttributeManager, "__setitem__", nothing)
     hook(h5py.File, "close", flush)
 
 def killed(path, k, torn, **options):

@@ -16,12 +16,17 @@ and draws it, ``plot(ax=)`` draws it (again), on axes that are given or on new o
 from __future__ import annotations
 
 from heads.plots.blends import BlendPathDisplay, BlendWeightsDisplay
+from heads.plots.canvas import BLUE, GREEN, GREY, ORANGE, use_svg
 from heads.plots.labels import LabelChangeDisplay, LabelShiftDisplay
 from heads.plots.reliable import ReliabilityDisplay
 from heads.plots.selection import DropoutDisplay, ThresholdDisplay
 from heads.plots.trade import GapDisplay, ParetoDisplay
 
 __all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "ORANGE",
     "BlendPathDisplay",
     "BlendWeightsDisplay",
     "DropoutDisplay",
@@ -31,4 +36,5 @@ __all__ = [
     "ParetoDisplay",
     "ReliabilityDisplay",
     "ThresholdDisplay",
+    "use_svg",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,34 @@ class Display:
             ax = pyplot.subplots(figsize=(6.0, height), layout="constrained")[1]
         self.ax_, self.figure_ = ax, ax.figure
         return ax
+
+
+# Of the report's pictures and, after `use_svg`, of a notebook's.
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: it can be read out, searched and has every glyph
+    "grid.alpha": 0.15,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "font.size": 10,
+}
+
+
+def use_svg() -> None:
+    """Draw a notebook's pictures as SVG: sharp, in a plain style, and with the browser's own text.
+
+    matplotlib's font has no glyphs for many scripts; a browser has. Changes matplotlib's settings
+    (``rcParams``) until the kernel ends. Does nothing to figures outside a notebook but the style.
+    """
+    import matplotlib
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+    matplotlib.rcParams.update(STYLE)
+    set_matplotlib_formats("svg")
+    warnings.filterwarnings("ignore", message="Glyph .* missing from")
 
 
 def plain(name: object) -> str:

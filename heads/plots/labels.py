@@ -11,6 +11,7 @@ from heads.inputs import Matrix, check_truth
 from heads.labeltable import LabelTable, label_table
 from heads.plots.canvas import BLUE, GREEN, GREY, ORANGE, Display, named_rows, plain
 
+_NAME_WIDTH, _NAME_HEIGHT = 0.12, 0.05  # of the axes
 _MEASURES = {"AP": "average precision", "F": "contribution to mean F{beta:g}"}
 
 
@@ -113,7 +114,8 @@ class LabelShiftDisplay(Display):
     source, target : (K,) arrays
         Share of the images with the label.
     names : (K,) sequence, optional
-        Those of the greatest shifts are written beside their points.
+        Those of the greatest shifts are written beside their points, unless they would lie on
+        another name.
     max_names : int
 
     Attributes
@@ -172,9 +174,9 @@ class LabelShiftDisplay(Display):
         self.points_ = ax.scatter(x, y, color=BLUE, alpha=0.5, s=18, rasterized=len(seen) > 2000)
         # By how many standard errors frequencies differ, roughly: what is rare differs by chance.
         distance = np.abs(np.sqrt(self.source[seen]) - np.sqrt(self.target[seen]))
-        self.named_ = seen[np.argsort(-distance, kind="stable")[: self.max_names]]
-        if self.names is None:
-            self.named_ = self.named_[:0]
+        order = np.argsort(-distance, kind="stable")
+        count = 0 if self.names is None else self.max_names
+        self.named_ = seen[_apart(np.log(np.c_[x, y]), order, count)]
         place = dict(zip(seen.tolist(), zip(x, y, strict=True), strict=True))
         for label in self.named_.tolist():
             assert self.names is not None
@@ -201,6 +203,20 @@ def _shares(Y: Matrix) -> np.ndarray:
     if unknown is not None:
         known -= np.asarray(unknown.sum(axis=0)).ravel()
     return np.asarray(truth.sum(axis=0)).ravel() / np.maximum(known, 1)
+
+
+def _apart(places: np.ndarray, order: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` points in that order whose names would not lie on each other."""
+    span = np.ptp(places, axis=0) if len(places) else np.ones(2)
+    scaled = places / np.where(span > 0, span, 1)
+    kept: list[int] = []
+    for point in order.tolist():
+        if len(kept) == count:
+            break
+        away = np.abs(scaled[kept] - scaled[point])
+        if not (away < (_NAME_WIDTH, _NAME_HEIGHT)).all(axis=1).any():
+            kept.append(point)
+    return np.array(kept, dtype=np.intp)
 
 
 def _lifted(share: np.ndarray) -> np.ndarray:

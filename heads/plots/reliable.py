@@ -65,8 +65,10 @@ class ReliabilityDisplay(Display):
         arms = np.maximum([bins.observed - bins.low, bins.high - bins.observed], 0)
         style = {"color": BLUE, "marker": "o", "label": name or "bins, 95 % interval"} | line
         self.line_ = ax.errorbar(bins.predicted, bins.observed, yerr=arms, **style)
+        ideal = "as frequent as said"
+        named = ideal not in ax.get_legend_handles_labels()[1]  # another display may be here
         (self.ideal_,) = ax.plot(
-            [0, 1], [0, 1], color=GREY, linestyle=":", label="as frequent as said", zorder=0
+            [0, 1], [0, 1], color=GREY, linestyle=":", label=ideal if named else "_", zorder=0
         )
         ax.set(xlabel="mean probability", ylabel="share that is true")
         ax.set(xlim=(0, 1), ylim=(0, 1))

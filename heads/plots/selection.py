@@ -12,6 +12,7 @@ from heads.inputs import Matrix
 from heads.plots.canvas import BLUE, ORANGE, Display
 
 _POINTS = 1000  # of a curve; more are not seen
+_LEAST = 1e-3  # of the cut, where the axis begins
 _MEASURES = {
     "fbeta": "mean F{beta:g} per image",
     "average_precision": "mean average precision",
@@ -214,8 +215,11 @@ class ThresholdDisplay(Display):
         """Draw it; `line` goes to ``Axes.plot``."""
         ax = self._on(ax)
         name = self.name if name is None else name
-        style = {"color": BLUE, "drawstyle": "steps-pre", "label": name or "each cut"} | line
-        (self.line_,) = ax.plot(self.threshold, self.score, **style)
+        best = f"{self.chosen_score:.3f} at {self.chosen:.3g}"
+        label = f"{name}: {best}" if name else "each cut"
+        style = {"color": BLUE, "drawstyle": "steps-pre", "label": label} | line
+        shown = self.threshold >= self._least()
+        (self.line_,) = ax.plot(self.threshold[shown], self.score[shown], **style)
         (self.marker_,) = ax.plot(
             [self.chosen],
             [self.chosen_score],
@@ -223,13 +227,21 @@ class ThresholdDisplay(Display):
             marker="*",
             markersize=14,
             color=ORANGE,
-            label=f"{self.chosen_score:.3f} at {self.chosen:.3g}",
+            label="_" if name else best,
         )
-        if len(self.threshold) and self.threshold[0] > 0:
+        if self._logarithmic():
             ax.set_xscale("log")
         ax.set(xlabel="cut", ylabel=_MEASURES["fbeta"].format(beta=self.beta))
         ax.legend()
         return self
+
+    def _logarithmic(self) -> bool:
+        return len(self.threshold) > 0 and bool(self.threshold[0] > 0)
+
+    def _least(self) -> float:
+        """Where the axis begins: cuts far below the chosen one take nearly every label."""
+        limited = self._logarithmic() and np.isfinite(self.chosen)
+        return _LEAST * self.chosen if limited else -np.inf
 
 
 def _evenly(cuts: np.ndarray, best: int) -> np.ndarray:

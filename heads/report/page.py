@@ -176,20 +176,22 @@ def _pictures(found: Contents, labels: LabelTable) -> Markup:
 
 
 def _models(found: Contents) -> Markup:
-    facts = [model.provenance for model in found.models]
+    order = np.argsort(-found.weights, kind="stable").tolist()  # the heaviest first
+    models = [found.models[m] for m in order]
+    facts = [model.provenance for model in models]
     columns: dict[str, list[Any]] = {
-        "model": list(found.names),
-        "network": [found.network(model) for model in found.models],
-        "weight": found.weights.tolist(),
+        "model": [found.names[m] for m in order],
+        "network": [found.network(model) for model in models],
+        "weight": found.weights[order].tolist(),
         "method": [str(f.get("method", "")) for f in facts],
-        "dropout": [_rate(model) for model in found.models],
-        "out-of-fold score": [float(f.get("score", np.nan)) for f in facts],
-        "weight of the source": [float(f.get("source_weight", np.nan)) for f in facts],
-        "score on the source": [float(f.get("source_score", np.nan)) for f in facts],
-        "features": [getattr(model.estimator, "n_features_in_", "") for model in found.models],
+        "dropout": [_rate(model) for model in models],
+        "score": [float(f.get("score", np.nan)) for f in facts],
+        "source weight": [float(f.get("source_weight", np.nan)) for f in facts],
+        "source score": [float(f.get("source_score", np.nan)) for f in facts],
+        "features": [getattr(model.estimator, "n_features_in_", "") for model in models],
     }
     return table(
-        f"The models by themselves; scores at their own best cuts (mean F{found.beta:g})",
+        f"The models by themselves; out-of-fold mean F{found.beta:g} at their own best cuts",
         columns,
         filterable=len(found.models) > 5,
     )

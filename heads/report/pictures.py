@@ -24,7 +24,7 @@ from heads.plots import (
     ReliabilityDisplay,
     ThresholdDisplay,
 )
-from heads.plots.canvas import BLUE, GREEN, GREY, ORANGE
+from heads.plots.canvas import BLUE, GREEN, GREY, ORANGE, STYLE
 from heads.report.contents import Contents
 
 _WIDTH = 5.2  # inches; about a phone's width at the size of text that is drawn
@@ -37,7 +37,7 @@ _COLOURS = {
     GREY: "var(--grey)",
 }
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: it can be read out, searched and has every glyph
+    **STYLE,
     "svg.hashsalt": "heads",
     "figure.facecolor": "none",
     "axes.facecolor": "none",
@@ -47,14 +47,6 @@ _STYLE: dict[Any, Any] = {
     "xtick.color": _INK,
     "ytick.color": _INK,
     "grid.color": _INK,
-    "grid.alpha": 0.15,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "font.size": 10,
 }
 _DROPOUT_MODELS = 4
 _ENOUGH = 5  # images of a label whose change is shown
@@ -255,13 +247,14 @@ def _dropout(found: Contents) -> Picture:
             display.band_.set_label("_")
             if display.marker_ is not None:
                 display.marker_.set_label("_")
-        ax.legend()
+        ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.18), ncols=2)
 
     return Picture(
         "Dropout rates",
         "Out-of-fold score of the heaviest models against the dropout rate; the band is one "
         "standard deviation of the folds, the star the rate that was taken.",
         draw,
+        4.0,
     )
 
 

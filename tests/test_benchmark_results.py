@@ -1,0 +1,70 @@
+"""RESULTS.md says what the files of results say, and nothing else."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import measure
+from benchmarks.results import Table, benchmark_of, write_results
+
+KNOWN = {"heads": "How long?", "heads_of_state": "Who?"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def test_what_is_measured_comes_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["benchmarks.heads", "--cache", "/a/b.h5", "--n=/a", "-k", "5"]
+    )
+    rows = [
+        {"what": "a|b <c>", "seconds": 1.25, "times": 4},
+        {"what": "d", "seconds": float("nan"), "times": 1},
+    ]
+    measure.report("heads_peers", rows, "The same, by others")
+    table = Table.read(folder / "heads_peers.csv")
+    assert table.title == "The same, by others"
+    assert table.machine == measure.machine()
+    assert table.command == "python -m benchmarks heads --cache PATH --n=PATH -k 5"
+    assert table.columns == ["what", "seconds", "times"]
+    assert table.rows == [["a|b <c>", "1.25", "4"], ["d", "nan", "1"]]
+    assert "| a\\|b &lt;c> | 1.25 | 4 |" in table.markdown()
+    assert (folder / "heads_peers.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_sections_of_all_files_but_smoke_tests(folder: Path) -> None:
+    for name in ("heads", "heads_quick", "other"):
+        measure.report(name, [{"what": name}], f"About {name}")
+    (folder / "plain.csv").write_text("a,b\n1,2\n")  # by hand: no first line, no benchmark
+    out = folder / "RESULTS.md"
+    assert write_results(folder, out, KNOWN) == 3
+    text = out.read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## About heads",
+        "## About other",
+        "## plain",
+    ]
+    assert "*How long?*" in text
+    assert "| ---: | ---: |" in text
+    assert "heads_quick" not in text
+    assert str(folder) not in text
+
+
+def test_the_benchmark_of_a_file_is_the_longest_name() -> None:
+    assert benchmark_of("heads_peers", KNOWN) == "heads"
+    assert benchmark_of("heads_of_state_quick", KNOWN) == "heads_of_state"
+    assert benchmark_of("headsx", KNOWN) == ""
+
+
+@pytest.mark.parametrize("text", ["", "# only a title\n", "a,b\n1\n"])
+def test_files_that_hold_no_table_are_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "heads.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"heads\.csv: .*run its benchmark again"):
+        Table.read(path)
