@@ -12,6 +12,7 @@ from heads import Blend, commands
 from heads.cli import main
 from heads.commands import BlendConfig, FitConfig
 from heads.cuts import best_global_threshold
+from heads.describing import describe
 from heads.members import join, open_members
 from heads.storage import save
 from tests import synthetic
@@ -116,6 +117,7 @@ def test_an_honest_score_is_told_and_kept(
     assert f"({blend.nested_['score']:.4f} [{blend.nested_['low']:.4f}, " in told
     assert f"(optimism {blend.optimism_:+.4f})" in told
     assert blend.optimism_ == pytest.approx(blend.score_ - blend.nested_score_)
+    assert f"left out     {blend.nested_['score']:.4f} [" in describe(str(out))
     for words in (["--cv", "0"], ["--method", "uniform"]):
         out = tmp_path / f"{words[1]}.h5"
         assert main(["blend", *both(data), "--out", str(out), *words]) == 0
