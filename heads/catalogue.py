@@ -16,6 +16,7 @@ from featcache.cacheset import short
 from featcache.tables import as_text
 from heads.storage import DAMAGE, open_content
 
+_SHORT = 6  # characters of an id in a table
 SORTS = ("f2", "name", "method", "rate", "network", "source")
 
 
@@ -200,7 +201,7 @@ def table(entries: Sequence[Entry], weights: np.ndarray | None = None) -> str:
             _number((entry.provenance.get("decision") or {}).get("score", np.nan)),
             _number(entry.source_score),
             ", ".join(f"{name} {rows:,}" for name, rows in sorted(entry.domains.items())[::-1]),
-            entry.network,
+            _network(entry),
         ]
         for entry in entries
     ]
@@ -213,3 +214,10 @@ def table(entries: Sequence[Entry], weights: np.ndarray | None = None) -> str:
 
 def _number(value: float) -> str:
     return "" if np.isnan(value) else f"{value:.4f}"
+
+
+def _network(entry: Entry) -> str:
+    """Its name and the beginning of its id: two networks may have one name."""
+    if entry.network_id is None or entry.network == short(entry.network_id):
+        return entry.network
+    return f"{entry.network} ({entry.network_id[:_SHORT]})"

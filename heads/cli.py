@@ -72,18 +72,14 @@ def _blend(arguments: argparse.Namespace) -> None:
     stored = commands.blend(from_arguments(BlendConfig, arguments, heads=arguments.heads))
     for name, weight in zip(stored.model_names, stored.blend.weights_, strict=True):
         print(f"{weight:7.3f}  {name}")
+    honest = "so an optimistic figure"
+    if hasattr(stored.blend, "nested_"):
+        honest = honest_text(stored.blend.nested_, stored.blend.optimism_)
     print(
         f"{arguments.out}: {len(stored.models)} of {len(arguments.heads)} heads, "
         f"F{stored.blend.beta:g} {stored.blend.score_:.4f} at cut {stored.blend.threshold_:.4f} "
-        f"on the rows that chose them{_honest(stored)}; {_deciding(stored)}"
+        f"on the rows that chose them ({honest}); {_deciding(stored)}"
     )
-
-
-def _honest(stored: StoredBlend) -> str:
-    nested = stored.provenance["nested"]
-    if nested is None:
-        return " (so an optimistic figure)"
-    return f", {honest_text(nested, nested['optimism'])}"
 
 
 def _deciding(content: Head | StoredBlend) -> str:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from featcache.annotations import read_labels, read_submission, write_labels
-from featcache.console import Interrupted, Progress, StopRequest, command_line, option, required
-from featcache.disk import hash_file
-from heads.blending import Blend
-from heads.chain import NAMED, named_decision
-from heads.fitting import DECISIONS, FitConfig, decide, fit, hard, versions
+from featcache.console import Interrupted, Progress, StopRequest
+from heads.fitting import FitConfig, fit, hard
 from heads.given import named_files
-from heads.members import open_members, order
 from heads.metrics import bootstrap_interval, fbeta_per_image
+from heads.mixing import BlendConfig, blend
 from heads.prediction import Predictor, named
 from heads.resuming import ChosenSets, job_of, refuse_repeats
-from heads.storage import StoredBlend, refuse_existing, save
+from heads.storage import refuse_existing
 
 __all__ = [
     "BlendConfig",
@@ -31,96 +28,6 @@ __all__ = [
     "score",
     "score_submission",
 ]
-
-
-@dataclass(frozen=True)
-class BlendConfig:
-    """What is blended and how; every field is an option of ``heads blend``."""
-
-    heads: list[str]
-    out: str = required("file of the blend", metavar="BLEND.h5")
-    beta: float = option(2.0, "of F-beta")
-    method: str = option(
-        "greedy", "how the weights are chosen", choices=("greedy", "simplex", "uniform")
-    )
-    average: str = option("probability", "what is averaged", choices=("probability", "logit"))
-    cv: int = option(5, "folds in which the whole choice is repeated for an honest score; 0: none")
-    decision: str = option("expected", DECISIONS, choices=NAMED)
-    min_labels: int = option(0, "labels that an image gets at least")
-    max_labels: int | None = option(None, "labels that an image gets at most (default: any number)")
-    overwrite: bool = option(False, "replace an existing file")
-
-
-# ------------------------------------------------------------------------ blend
-
-
-def blend(config: BlendConfig) -> StoredBlend:
-    """Choose the weights of stored heads on their out-of-fold scores, and store the blend.
-
-    Heads are joined by image id; images and classes that not all of them scored are refused.
-    Out-of-fold scores of other people's models take part as files (:mod:`heads.given`).
-
-    Raises
-    ------
-    ValueError
-        If the heads disagree, naming the file.
-    """
-    refuse_existing(config.out, config.overwrite)
-    models = open_members(config.heads)
-    first, target = models[0], models[0].oof["target"]
-    cv = min(5, len(target.ids))
-    decision = named_decision(
-        config.decision, config.beta, config.min_labels, config.max_labels, cv=cv
-    )
-    scores = []
-    for path, model in zip(config.heads, models, strict=True):
-        if not np.array_equal(model.classes, first.classes):
-            raise ValueError(f"{path}: its classes are not those of {config.heads[0]}")
-        rows = order(path, model.oof["target"].ids, target.ids, config.heads[0])
-        scores.append(model.oof["target"].proba[rows])
-        if (model.oof["target"].Y[rows] != target.Y).nnz:
-            raise ValueError(
-                f"{path}: was fitted on other labels of these images than {config.heads[0]}; "
-                "fit all heads on the same labels"
-            )
-    fitted = Blend(
-        beta=config.beta,
-        method=config.method,
-        average=config.average,
-        cv=min(config.cv, cv) or None,
-    )
-    names = [str(path) for path in config.heads]
-    fitted.fit(scores, target.Y, mask=target.mask, missed=target.missed, names=names)
-    P = fitted.predict_proba(scores)
-    blended = replace(target, proba=P)
-    used = np.flatnonzero(fitted.weights_ > 0)
-    weights = fitted.weights_.tolist()
-    # Models of weight 0 are not needed at prediction, nor are their caches.
-    fitted.weights_ = fitted.weights_[used]
-    for m in used:
-        models[m].oof, models[m].decision = {}, None
-    stored = StoredBlend(
-        blend=fitted,
-        models=[models[m] for m in used],
-        model_names=[str(config.heads[m]) for m in used],
-        oof={"target": blended},
-        decision=decision,
-        provenance={
-            "command": command_line("heads blend", config, *config.heads),
-            "versions": versions(),
-            "heads": [str(path) for path in config.heads],
-            "sha256": [hash_file(path) for path in config.heads],
-            "weights": weights,
-            "score": fitted.score_,
-            "nested": fitted.nested_ | {"optimism": fitted.optimism_} if fitted.cv else None,
-            "decision": decide(decision, blended, cv),
-        },
-    )
-    save(config.out, stored, config.overwrite)
-    return stored
-
-
-# -------------------------------------------------------------- predict and score
 
 
 @dataclass(frozen=True)

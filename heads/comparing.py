@@ -86,7 +86,7 @@ def compare(first: str, second: str) -> list[Comparison]:
         _, rows, other_rows = np.intersect1d(own.ids, other.ids, return_indices=True)
         if len(rows) < 2:
             continue
-        pair = [_part(own, rows), _part(other, other_rows)]
+        pair = [own.take(rows), other.take(other_rows)]
         if (pair[0].Y != pair[1].Y).nnz:
             raise ValueError(
                 f"{second}: was fitted on other labels of these {domain} images than {first}; "
@@ -106,16 +106,6 @@ def compare(first: str, second: str) -> list[Comparison]:
 
 def _classes(content: Head | StoredBlend) -> np.ndarray:
     return content.models[0].classes if isinstance(content, StoredBlend) else content.classes
-
-
-def _part(scores: OutOfFold, rows: np.ndarray) -> OutOfFold:
-    return OutOfFold(
-        scores.ids[rows],
-        scores.proba[rows],
-        scores.Y[rows],
-        scores.missed[rows],
-        None if scores.mask is None else scores.mask[rows],
-    )
 
 
 def _held_out(rule: object, scores: OutOfFold) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 from featcache.cacheset import short
 from heads.catalogue import Entry, entry_of, table
 from heads.chain import described
+from heads.results import honest_text
 from heads.storage import DAMAGE, open_content
 from heads.stored_decisions import read_decision
 
@@ -66,6 +67,9 @@ def _facts(entry: Entry, file: h5py.File) -> Iterator[tuple[str, str]]:
     if "pareto" in facts:
         yield "source weight", _pareto(facts)
     yield f"F{entry.beta:g}", _scores(entry)
+    if facts.get("nested"):
+        told = honest_text(facts["nested"], facts["nested"]["optimism"])
+        yield "left out", textwrap.fill(told, 88)
     if "decision" in file:
         rule = described(read_decision(file["decision"], entry.classes))
         tested = facts.get("decision")

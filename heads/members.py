@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import h5py
 import numpy as np
@@ -53,7 +54,7 @@ def _holds_scores(path: str) -> bool:
 
 
 def _load_head(path: str) -> Head:
-    content = load(path)
+    content = load(path, mapped=True)
     if not isinstance(content, Head):
         raise ValueError(f"{path}: is a blend; give heads")
     if "target" not in content.oof:
@@ -86,16 +87,71 @@ def _given(path: str, heads: Sequence[Head]) -> Head:
     )
 
 
-def order(path: str, own: np.ndarray, ids: np.ndarray, first: str) -> np.ndarray:
-    """Rows of a member's images in the order of another's.
+@dataclass(frozen=True)
+class Joined:
+    """Scores of all members on the same images of one domain.
+
+    Attributes
+    ----------
+    name : str
+    truth : OutOfFold
+        Of the first member: ids, and what is true of them.
+    scores : list of M arrays (n, K)
+    """
+
+    name: str
+    truth: OutOfFold
+    scores: list[np.ndarray]
+
+
+def join(paths: Sequence[str], members: Sequence[Head]) -> list[Joined]:
+    """Bring members together by image id: the target, and the source if all have scored it.
+
+    Target images must be the same for all; of the source, images are used that all have scored.
 
     Raises
     ------
     ValueError
-        Naming an image that only one of them has scored.
+        Naming the file that has other classes, images or labels.
     """
+    for path, member in zip(paths, members, strict=True):
+        if not np.array_equal(member.classes, members[0].classes):
+            raise ValueError(f"{path}: its classes are not those of {paths[0]}")
+    first = members[0].oof["target"].ids
+    for path, member in zip(paths, members, strict=True):
+        _refuse_other_images(path, member.oof["target"].ids, first, paths[0])
+    found = [_joined("target", first, paths, members)]
+    if all("source" in member.oof for member in members):
+        common = members[0].oof["source"].ids
+        for member in members[1:]:
+            common = common[np.isin(common, member.oof["source"].ids)]
+        if len(common) > 1:
+            found.append(_joined("source", common, paths, members))
+    return found
+
+
+def _joined(name: str, ids: np.ndarray, paths: Sequence[str], members: Sequence[Head]) -> Joined:
+    parts = [_rows_of(member.oof[name], ids) for member in members]
+    for path, part in zip(paths, parts, strict=True):
+        if (part.Y != parts[0].Y).nnz:
+            raise ValueError(
+                f"{path}: was fitted on other labels of these images than {paths[0]}; "
+                "fit all heads on the same labels"
+            )
+    return Joined(name, parts[0], [part.proba for part in parts])
+
+
+def _rows_of(scores: OutOfFold, ids: np.ndarray) -> OutOfFold:
+    """The rows of some images, in their order."""
+    if np.array_equal(scores.ids, ids):
+        return scores
+    row = {image_id: r for r, image_id in enumerate(scores.ids.tolist())}
+    return scores.take(np.array([row[i] for i in ids.tolist()]))
+
+
+def _refuse_other_images(path: str, own: np.ndarray, ids: np.ndarray, first: str) -> None:
     if np.array_equal(own, ids):
-        return np.arange(len(ids))
+        return
     for have, lack, there, here in ((ids, own, first, path), (own, ids, path, first)):
         missing = np.setdiff1d(have, lack)
         if len(missing):
@@ -103,5 +159,3 @@ def order(path: str, own: np.ndarray, ids: np.ndarray, first: str) -> np.ndarray
                 f"{here}: has no out-of-fold score of {str(missing[0])!r}, which {there} has; "
                 "fit all heads on the same images"
             )
-    row = {image_id: r for r, image_id in enumerate(own.tolist())}
-    return np.array([row[i] for i in ids.tolist()])

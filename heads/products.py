@@ -25,10 +25,10 @@ from heads.calibration import PlattScaling
 from heads.dropout import rho_from_dropout
 from heads.given import ScoreFile
 from heads.logistic import DropoutLogistic, DropoutLogisticCV
+from heads.screening import TINY, space
 from heads.storage import Head
 from heads.training import view_means
 
-TINY = 1e-6  # probabilities are kept this far from 0 and 1 before taking logits
 _FAR = float(logit(1 - TINY))
 _RUN = 1 << 16  # entries that stay in a core's cache from one operation to the next
 
@@ -92,11 +92,9 @@ class Term(ABC):
 
     def _averaged(self, P: np.ndarray) -> np.ndarray:
         """Weighted probabilities, or their logits."""
-        P = P.astype(np.float32)
-        if self.logits:
-            P = logit(np.clip(P, np.float32(TINY), np.float32(1 - TINY)))
-        P *= np.float32(self.weight)
-        return P
+        averaged = space(P.astype(np.float32), self.logits)
+        averaged *= np.float32(self.weight)
+        return averaged
 
 
 @dataclass(frozen=True)
@@ -108,36 +106,36 @@ class Margins:
     W : (k, d) float32
     b : (K,) float32
     rows : (k,) int or None
-        Labels that W is of; the others have the network's own weights. None: all.
+        Labels that W is of; None: all.
+    own : bool
+        Whether the others have the network's own weights; else they have none.
     """
 
     W: np.ndarray
     b: np.ndarray
     rows: np.ndarray | None = None
+    own: bool = False
 
     @classmethod
     def of(cls, head: Head) -> Margins:
         """Of a linear head, which needs not be complete."""
         rows, W = head.changed()
-        every = len(rows) == len(head.classes)
-        if not every and not head.by_reference:
-            full = np.zeros((len(head.classes), W.shape[1]), np.float32)
-            if head.estimator.coef_init_ is not None:
-                full[:] = head.estimator.coef_init_
-            full[rows] = W
-            W, every = full, True
         b = np.asarray(head.estimator.intercept_, np.float32)
-        return cls(np.asarray(W, np.float32), b, None if every else rows)
+        if not head.by_reference and getattr(head.estimator, "coef_init_", None) is not None:
+            return cls(np.asarray(head.estimator.coef_, np.float32), b)
+        some = None if len(rows) == len(head.classes) else rows
+        return cls(np.asarray(W, np.float32), b, some, own=head.by_reference)
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Of a block."""
-        return ("X",) if self.rows is None else ("X", "base")
+        return ("X", "base") if self.rows is not None and self.own else ("X",)
 
     def __call__(self, block: Block) -> np.ndarray:
         product = block.X @ self.W.T
         if self.rows is not None:
-            whole = block.base.copy()
+            shape = len(product), len(self.b)
+            whole = block.base.copy() if self.own else np.zeros(shape, np.float32)
             whole[:, self.rows] = product
             product = whole
         product += self.b
@@ -147,8 +145,10 @@ class Margins:
         """(K, d) weights of all labels, float64."""
         if self.rows is None:
             return self.W.astype(np.float64)
-        assert own is not None
-        W = own.astype(np.float64)
+        W = np.zeros((len(self.b), self.W.shape[1]))
+        if self.own:
+            assert own is not None
+            W[:] = own
         W[self.rows] = self.W
         return W
 
@@ -201,7 +201,8 @@ class Noisy(Term):
         self.rho = np.broadcast_to(
             np.asarray(rho_from_dropout(head.estimator.dropout_), np.float32), len(head.classes)
         )
-        self._start = own if head.by_reference else head.estimator.coef_init_
+        start = getattr(head.estimator, "coef_init_", None)
+        self._start = own if head.by_reference else start
         self.needs = (*self.margins.needs, "squares")
 
     def _penalised(self) -> np.ndarray:

@@ -51,6 +51,8 @@ ESTIMATORS = {
 }
 # Kept in places of their own, or a function of others.
 _APART = frozenset({"coef_", "coef_init_", "cv_results_", "calibration_", "classes_"})
+# Of a blend, where they are.
+_HONEST = ("domains_", "nested_", "nested_score_", "optimism_")
 # What reading a file raises in which something is missing, cut off or of another shape.
 DAMAGE = (KeyError, IndexError, TypeError, ValueError, OSError)
 
@@ -97,8 +99,7 @@ class Head:
         if self._changed is None:
             return
         self.refuse_layer(weight)
-        rows, values = self._changed
-        self._set_coef(rows, values, weight)
+        self._set_coef(*self._changed, weight if self.by_reference else None)
         self._changed = None
 
     def refuse_layer(self, weight: np.ndarray | None) -> None:
@@ -109,7 +110,7 @@ class Head:
         ValueError
             As :meth:`complete`.
         """
-        if self._changed is None:
+        if self._changed is None or not self.by_reference:
             return
         shape = (len(self.classes), self._changed[1].shape[1])
         if weight is None or weight.shape != shape:
@@ -132,7 +133,7 @@ class Head:
         if self._changed is not None:
             return self._changed
         coef, coef_init = self.estimator.coef_, self.estimator.coef_init_
-        changed = np.ones(len(coef), bool) if coef_init is None else (coef != coef_init).any(1)
+        changed = (coef != (0 if coef_init is None else coef_init)).any(axis=1)
         return np.flatnonzero(changed).astype(np.int32), coef[changed]
 
 
@@ -198,11 +199,12 @@ def refuse_existing(path: str | os.PathLike[str], overwrite: bool) -> None:
         raise ValueError(f"{path}: exists already; pass --overwrite or choose another --out")
 
 
-def load(path: str | os.PathLike[str]) -> Head | StoredBlend:
+def load(path: str | os.PathLike[str], mapped: bool = False) -> Head | StoredBlend:
     """Read a head or a blend.
 
-    A head that refers to the last layer of its network predicts only after
-    :meth:`Head.complete`; :class:`heads.prediction.Predictor` sees to that.
+    A head that refers to the last layer of its network, and the heads of a blend, predict only
+    after :meth:`Head.complete`; :class:`heads.prediction.Predictor` sees to that. `mapped`:
+    out-of-fold scores are mapped, not read.
 
     Raises
     ------
@@ -211,7 +213,7 @@ def load(path: str | os.PathLike[str]) -> Head | StoredBlend:
     """
     with open_content(path) as file:
         try:
-            return _read_head(file) if file.attrs["kind"] == "head" else _read_blend(file)
+            return _read_head(file, mapped) if file.attrs["kind"] == "head" else _read_blend(file)
         except DAMAGE as error:
             raise ValueError(f"{path}: damaged ({error}); make or copy it again") from error
 
@@ -281,7 +283,8 @@ def _write_estimator(group: h5py.Group, head: Head) -> None:
     group["coef/rows"], group["coef/values"] = head.changed()
 
 
-def _read_head(group: h5py.Group) -> Head:
+def _read_head(group: h5py.Group, mapped: bool = False, lazy: bool = False) -> Head:
+    """`lazy`: weights are left as they are stored, of changed rows only, until completed."""
     classes = strings(group, "classes/id")
     decision = _read_decision(group, len(classes))
     estimator: Any
@@ -297,13 +300,13 @@ def _read_head(group: h5py.Group) -> Head:
         names=strings(group, "classes/name"),
         network_id=group.attrs.get("network_id"),
         by_reference=bool(group.attrs.get("by_reference", False)),
-        oof=read_oof(group),
+        oof=read_oof(group, mapped),
         provenance=json.loads(group.attrs["provenance"]),
         decision=decision,
     )
     if not isinstance(estimator, (GivenScores, AdaptedModel)):
         rows, values = group["coef/rows"][()], group["coef/values"][()]
-        if head.by_reference:
+        if head.by_reference or (lazy and "coef_init" not in group):
             head._changed = rows, values
         else:
             head._set_coef(rows, values, group["coef_init"][()] if "coef_init" in group else None)
@@ -337,18 +340,20 @@ def _write_blend(group: h5py.Group, stored: StoredBlend) -> None:
         kind="blend",
         format=FORMAT,
         estimator={
-            "params": blend.get_params(),
+            "params": plain_params(blend),
             "fitted": {
                 "threshold_": plain_value(blend.threshold_),
                 "score_": plain_value(blend.score_),
                 "n_features_in_": blend.n_features_in_,
+                **{key: getattr(blend, key) for key in _HONEST if hasattr(blend, key)},
             },
         },
         provenance=stored.provenance,
     )
     group["weights"] = blend.weights_
-    for key, value in blend.path_.items():
-        group[f"path/{key}"] = value
+    for name in ("path", "pareto"):
+        for key, value in getattr(blend, f"{name}_", {}).items():
+            group[f"{name}/{key}"] = value
     put_strings(group, "model_names", np.array(stored.model_names))
     for m, model in enumerate(stored.models):
         _write_head(group.create_group(f"models/{m}"), model)
@@ -364,10 +369,12 @@ def _read_blend(group: h5py.Group) -> StoredBlend:
         setattr(blend, key, value)
     blend.weights_ = group["weights"][()]
     blend.path_ = {key: value[()] for key, value in group["path"].items()}
+    if "pareto" in group:
+        blend.pareto_ = {key: value[()] for key, value in group["pareto"].items()}
     names = strings(group, "model_names").tolist()
     return StoredBlend(
         blend=blend,
-        models=[_read_head(group[f"models/{m}"]) for m in range(len(names))],
+        models=[_read_head(group[f"models/{m}"], lazy=True) for m in range(len(names))],
         model_names=names,
         oof=read_oof(group),
         provenance=json.loads(group.attrs["provenance"]),

@@ -36,6 +36,11 @@ class OutOfFold:
     missed: np.ndarray
     mask: np.ndarray | None = None
 
+    def take(self, rows: np.ndarray) -> OutOfFold:
+        """Some of the images."""
+        mask = None if self.mask is None else self.mask[rows]
+        return OutOfFold(self.ids[rows], self.proba[rows], self.Y[rows], self.missed[rows], mask)
+
 
 def write_oof(group: h5py.Group, oof: Mapping[str, OutOfFold]) -> None:
     """Write the scores of every domain."""
@@ -50,16 +55,25 @@ def write_oof(group: h5py.Group, oof: Mapping[str, OutOfFold]) -> None:
             part.create_dataset("mask", data=scores.mask, compression="gzip")
 
 
-def read_oof(group: h5py.Group) -> dict[str, OutOfFold]:
-    """The scores by domain; empty where there are none."""
+def read_oof(group: h5py.Group, mapped: bool = False) -> dict[str, OutOfFold]:
+    """The scores by domain; empty where there are none. `mapped`: not read until they are used."""
     oof = {}
     for domain, part in group.get("oof", {}).items():
-        proba, indices = part["proba"][()], part["indices"][()]
+        proba = _mapped(part["proba"]) if mapped else part["proba"][()]
+        indices = part["indices"][()]
         ones = np.ones(len(indices), np.float32)
         Y = csr_matrix((ones, indices, part["indptr"][()]), shape=proba.shape)
         mask = part["mask"][()] if "mask" in part else None
         oof[domain] = OutOfFold(strings(part, "ids"), proba, Y, part["missed"][()], mask)
     return oof
+
+
+def _mapped(values: h5py.Dataset) -> np.ndarray:
+    """A dataset as part of its file, which stays readable when the HDF5 file is closed."""
+    offset = values.id.get_offset()  # None of an empty one, or one in chunks
+    if offset is None:
+        return np.asarray(values[()])
+    return np.memmap(values.file.filename, values.dtype, "r", offset, values.shape)
 
 
 def put_strings(group: h5py.Group, name: str, values: np.ndarray) -> None:

@@ -258,12 +258,19 @@ def make(config: FitConfig | AdaptConfig) -> Outcome:
     """One head; an error becomes part of the outcome, so that others go on."""
     name = Path(config.out).name
     try:
+        if isinstance(config, FitConfig) and _made_meanwhile(config):
+            return Outcome(name, read_entry(config.out).score)
         head = fit(config) if isinstance(config, FitConfig) else adapt(config)
     except Exception as error:
         line = " ".join(str(error).split())
         known = isinstance(error, (ValueError, OSError))
         return Outcome(name, error=line if known else f"{type(error).__name__}: {line}")
     return Outcome(name, float(head.provenance["score"]))
+
+
+def _made_meanwhile(config: FitConfig) -> bool:
+    """Whether another sweep into the same folder has made it since this one began."""
+    return not config.overwrite and os.path.exists(config.out) and not in_the_way(config)
 
 
 @contextmanager

@@ -341,6 +341,16 @@ def test_rate_and_time_left(clock: SimpleNamespace) -> None:
     assert progress.describe() == "1,200 / 1,200 images, 55/s"
 
 
+def test_slow_work_is_told_by_the_minute_or_hour(clock: SimpleNamespace) -> None:
+    progress = Progress(10, "heads", stream=io.StringIO())
+    clock.now += 60
+    progress.advance(6)
+    assert progress.describe() == "6 / 10 heads, 6/min, 40 s left"
+    clock.now += 3 * 3600
+    progress.advance(1)
+    assert progress.describe() == "7 / 10 heads, 2/h, 1 h 17 min left"
+
+
 def test_no_time_has_passed(clock: SimpleNamespace) -> None:
     progress = Progress(10, "rows", stream=io.StringIO())
     progress.advance(10)

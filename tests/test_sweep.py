@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import distributed
@@ -117,6 +118,15 @@ def test_errors_of_any_kind_become_outcomes(
     monkeypatch.setattr(sweeping, "fit", broken)
     one = make(planned(config(data, tmp_path))[0])
     assert (one.name, one.score, one.error) == (NAMES[0], None, "ZeroDivisionError: by nothing")
+
+
+def test_a_head_that_another_sweep_has_made_meanwhile_is_taken(data: Path, tmp_path: Path) -> None:
+    one = planned(config(data, tmp_path))[0]
+    made = make(one)
+    before = Path(one.out).stat().st_mtime_ns
+    assert make(one) == made
+    assert Path(one.out).stat().st_mtime_ns == before
+    assert "exists already" in make(replace(one, cv=4)).error
 
 
 def test_views_and_noise_reach_the_head(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,139 @@
+"""What does ``heads blend`` do, on files?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix, vstack
+
+from featcache.console import command_line, option, required
+from featcache.disk import hash_file
+from heads.blending import AVERAGES, METHODS, Blend
+from heads.chain import NAMED, named_decision
+from heads.fitting import DECISIONS, decide, parse_numbers, versions
+from heads.members import Joined, join, open_members
+from heads.storage import StoredBlend, refuse_existing, save
+
+
+@dataclass(frozen=True)
+class BlendConfig:
+    """What is blended and how; every field is an option of ``heads blend``."""
+
+    heads: list[str]
+    out: str = required("file of the blend", metavar="BLEND.h5")
+    beta: float = option(2.0, "of F-beta")
+    method: str = option("greedy", "how the weights are chosen", choices=METHODS)
+    average: str = option("probability", "what is averaged", choices=AVERAGES)
+    max_source_loss: float | None = option(
+        None,
+        "choose on the validation images as well: the best score on the target among blends that "
+        "lose there at most this much against the best single head",
+    )
+    source_weight: float = option(
+        0.0, "choose on the validation images as well: what their score counts (the target's: 1)"
+    )
+    trade_offs: str = option(
+        "", "with either of these: weights of the target, such as 0,0.5, to add to the Pareto table"
+    )
+    cv: int = option(5, "folds in which the whole choice is repeated for an honest score; 0: none")
+    decision: str = option("expected", DECISIONS, choices=NAMED)
+    min_labels: int = option(0, "labels that an image gets at least")
+    max_labels: int | None = option(None, "labels that an image gets at most (default: any number)")
+    overwrite: bool = option(False, "replace an existing file")
+
+
+def blend(config: BlendConfig) -> StoredBlend:
+    """Choose the weights of stored heads on their out-of-fold scores, and store the blend.
+
+    Heads are joined by image id; images of the target and classes that not all of them scored are
+    refused, of the source those are used that all have scored. Out-of-fold scores of other
+    people's models take part as files (:mod:`heads.given`). However weights are chosen, the
+    decision is fitted on the target.
+
+    Raises
+    ------
+    ValueError
+        If the heads disagree, naming the file.
+    """
+    refuse_existing(config.out, config.overwrite)
+    models = open_members(config.heads)
+    domains = join(config.heads, models)
+    target = domains[0].truth
+    folds = min(5, len(target.ids))
+    decision = named_decision(
+        config.decision, config.beta, config.min_labels, config.max_labels, cv=folds
+    )
+    chosen_on = domains if _wants_source(config) else domains[:1]
+    if _wants_source(config) and len(domains) == 1:
+        lacking = [p for p, m in zip(config.heads, models, strict=True) if "source" not in m.oof]
+        raise ValueError(
+            f"{(lacking or config.heads)[0]}: has no scores of validation images that all heads "
+            "have scored; fit all with --source, or leave out --max-source-loss, --source-weight"
+        )
+    fitted = _fitted(config, chosen_on)
+    oof = {d.name: replace(d.truth, proba=fitted.predict_proba(d.scores)) for d in domains}
+    used = np.flatnonzero(fitted.weights_ > 0)
+    weights = fitted.weights_.tolist()
+    # Models of weight 0 are not needed at prediction, nor are their caches.
+    fitted.weights_ = fitted.weights_[used]
+    for m in used:
+        models[m].oof, models[m].decision = {}, None
+    stored = StoredBlend(
+        blend=fitted,
+        models=[models[m] for m in used],
+        model_names=[str(config.heads[m]) for m in used],
+        oof=oof,
+        decision=decision,
+        provenance={
+            "command": command_line("heads blend", config, *config.heads),
+            "versions": versions(),
+            "heads": [str(path) for path in config.heads],
+            "sha256": [hash_file(path) for path in config.heads],
+            "weights": weights,
+            "chosen_on": {domain.name: len(domain.truth.ids) for domain in chosen_on},
+            "score": fitted.score_,
+            "nested": fitted.nested_ | {"optimism": fitted.optimism_} if fitted.cv else None,
+            "decision": decide(decision, oof["target"], folds),
+        },
+    )
+    save(config.out, stored, config.overwrite)
+    return stored
+
+
+def _wants_source(config: BlendConfig) -> bool:
+    return config.max_source_loss is not None or config.source_weight > 0
+
+
+def _fitted(config: BlendConfig, domains: Sequence[Joined]) -> Blend:
+    """Weights chosen on the rows of all domains, the target's first."""
+    options: dict[str, Any] = {}
+    folds = min(config.cv, len(domains[0].truth.ids))
+    if folds > 1 and config.method != "uniform":  # which chooses nothing
+        options["cv"] = folds
+    if len(domains) > 1:
+        options["max_source_loss"] = config.max_source_loss
+        if config.max_source_loss is None:
+            options["domain_weights"] = {"target": 1.0, "source": config.source_weight}
+        if config.trade_offs:
+            options["trade_offs"] = parse_numbers(config.trade_offs, "--trade-offs")
+    fitted = Blend(beta=config.beta, method=config.method, average=config.average, **options)
+    truths = [domain.truth for domain in domains]
+    masks = [
+        np.zeros(truth.proba.shape, bool) if truth.mask is None else truth.mask for truth in truths
+    ]
+    scores = domains[0].scores  # mapped from the heads' files, where all are in one order
+    if len(domains) > 1:
+        scores = [np.concatenate(parts) for parts in zip(*(d.scores for d in domains), strict=True)]
+    return fitted.fit(
+        scores,
+        csr_matrix(vstack([truth.Y for truth in truths])),
+        domains=np.repeat([d.name for d in domains], [len(t.ids) for t in truths])
+        if len(domains) > 1
+        else None,
+        mask=None if all(truth.mask is None for truth in truths) else np.concatenate(masks),
+        missed=np.concatenate([truth.missed for truth in truths]),
+        names=config.heads,
+    )
