@@ -27,9 +27,9 @@ def test_what_is_measured_comes_back(folder: Path, monkeypatch: pytest.MonkeyPat
         {"what": "a|b <c>", "seconds": 1.25, "times": 4},
         {"what": "d", "seconds": float("nan"), "times": 1},
     ]
-    measure.report("heads_peers", rows, "The same, by others")
+    measure.report("heads_peers", rows, "The same; by others; 3 of them")
     table = Table.read(folder / "heads_peers.csv")
-    assert table.title == "The same, by others"
+    assert table.title == "The same; by others; 3 of them"
     assert table.machine == measure.machine()
     assert table.command == "python -m benchmarks heads --cache PATH --n=PATH -k 5"
     assert table.columns == ["what", "seconds", "times"]
@@ -68,3 +68,17 @@ def test_files_that_hold_no_table_are_named(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ValueError, match=r"heads\.csv: .*run its benchmark again"):
         Table.read(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cache_io", "prediction", "heads", "decisions", "blending"])
+def test_quick_benchmarks_run(name: str) -> None:
+    """They name the machine beside what they print, and write files that git ignores."""
+    printed = measure.own_process("benchmarks", name, "--quick")
+    assert printed.strip()
+    root = Path(measure.__file__).parent
+    for path in (root / "results").glob(f"{name}*_quick.csv"):
+        table = Table.read(path)
+        assert table.machine == measure.machine()
+        assert table.command == f"python -m benchmarks {name} --quick"
+        assert table.rows
