@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import benchmarks.__main__
 from benchmarks import measure
 from benchmarks.results import Table, benchmark_of, write_results
 
@@ -54,6 +55,21 @@ def test_sections_of_all_files_but_smoke_tests(folder: Path) -> None:
     assert "| ---: | ---: |" in text
     assert "heads_quick" not in text
     assert str(folder) not in text
+
+
+def test_the_command_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmarks.__main__, "HERE", folder)
+    (folder / "heads.py").write_text('"""How long?\n\nVery."""\n')
+    (folder / "results").mkdir()
+    assert benchmarks.__main__.main(["report"]) == 0
+    assert (folder / "RESULTS.md").read_text(encoding="utf-8").startswith("# What")
+    assert benchmarks.__main__.main([]) == 0
+    assert "heads  How long?\n" in capsys.readouterr().out
+    assert benchmarks.__main__.main(["report", "all"]) == 2
+    assert benchmarks.__main__.main(["nothing"]) == 2
+    assert "report takes no options" in capsys.readouterr().out
 
 
 def test_the_benchmark_of_a_file_is_the_longest_name() -> None:
