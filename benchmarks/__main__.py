@@ -47,7 +47,10 @@ def main(arguments: list[str]) -> int:
         print("\n".join(f"{name:{width}}  {question}" for name, question in known.items()))
         print(HELP)
         return 0
-    if arguments == ["report"]:
+    if arguments[0] == "report":
+        if arguments[1:]:
+            print(f"report {' '.join(arguments[1:])}: report takes no options")
+            return 2
         out = HERE / "RESULTS.md"
         count = write_results(HERE / "results", out, known)
         print(f"{os.path.relpath(out)}: {count} tables")

@@ -130,7 +130,8 @@ def main() -> None:
                     "target": f"<= {TARGET_SECONDS / share:g} s, <= {TARGET_GB} GB",
                 }
             )
-    report("annotations", rows, "Reading the challenge's label files")
+    name = "annotations_quick" if arguments.quick else "annotations"
+    report(name, rows, "Reading the challenge's label files")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from featcache.atomic import write_atomically
 
 QUICK = "_quick"
+# As benchmarks.measure.report writes it: title; machine[; command].
+_FIRST_LINE = re.compile(r"(.*?); (\d+ cores of .*?)(?:; (python -m .*))?")
 INTRODUCTION = """# What has been measured
 
 Written by `python -m benchmarks report` from `benchmarks/results/*.csv`; every section names the
@@ -59,9 +62,10 @@ class Table:
                     f"{path}: row {number} has {len(row)} values for {len(body[0])} columns; "
                     "run its benchmark again"
                 )
-        parts = (comments[0] if comments else "").split("; ")
-        command = parts.pop() if len(parts) > 1 and parts[-1].startswith("python -m ") else ""
-        return cls(path.stem, parts[0], "; ".join(parts[1:]), command, body[0], body[1:])
+        first = comments[0] if comments else ""
+        found = _FIRST_LINE.fullmatch(first)
+        title, machine, command = found.groups("") if found else (first, "", "")
+        return cls(path.stem, title, machine, command, body[0], body[1:])
 
     def markdown(self) -> str:
         """The table, numbers to the right."""

@@ -6,14 +6,24 @@ import argparse
 import dataclasses
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 
 from featcache import __version__
 from featcache.cache import FeatureCache
 from featcache.cacheset import CacheSet
-from featcache.console import Parser, add_options, from_arguments, run, with_torch
+from featcache.console import (
+    Parser,
+    add_common,
+    add_options,
+    examples_of,
+    from_arguments,
+    print_json,
+    run,
+    with_torch,
+)
 from featcache.settings import ExtractionConfig, ImportConfig, MergeConfig, TrainingConfig
-from featcache.summary import summary
+from featcache.summary import facts, summary
 
 EPILOG = """examples:
   featcache train --images train/ --labels train_human_labels.csv \\
@@ -24,6 +34,9 @@ EPILOG = """examples:
   featcache import --arch resnet50 --weights mine.pth --classes classes.csv --out runs/mine
   featcache info caches/stage_1/resnet101.h5
   featcache info caches/
+  featcache info caches/ --json
+  featcache verify caches/stage_1/*.h5
+  featcache merge first_half.h5 second_half.h5 --out caches/stage_2/resnet101.h5
 """
 
 
@@ -64,7 +77,11 @@ def _extract(arguments: argparse.Namespace) -> None:
 
 def _info(arguments: argparse.Namespace) -> None:
     for path in arguments.caches:
-        print(CacheSet(path) if os.path.isdir(path) else summary(FeatureCache(path)))
+        if arguments.json:
+            for cache in CacheSet(path):
+                print_json(facts(cache))
+        else:
+            print(CacheSet(path) if os.path.isdir(path) else summary(FeatureCache(path)))
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -100,6 +117,7 @@ class Verb:
     about: str
     files: tuple[str, str] | None = None  # name and metavar
     options: type | None = None
+    json: bool = False  # whether it can answer other programs
 
 
 VERBS = (
@@ -138,6 +156,7 @@ VERBS = (
         "show what is inside a cache, in one screen",
         "Of a folder: a table of the caches in it and below, networks by image sets.",
         files=("caches", "CACHE.h5|DIR"),
+        json=True,
     ),
     Verb(
         "verify",
@@ -167,20 +186,23 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("--version", action="version", version=f"featcache {__version__}")
+    add_common(top, __version__)
     verbs = top.add_subparsers(metavar="VERB", required=True)
     for verb in VERBS:
         added = verbs.add_parser(
             verb.name,
             help=verb.text,
-            description=f"{verb.text[0].upper()}{verb.text[1:]}. {verb.about}",
-            formatter_class=argparse.HelpFormatter,
+            description=textwrap.fill(f"{verb.text[0].upper()}{verb.text[1:]}. {verb.about}", 78),
+            epilog=examples_of(f"featcache {verb.name}", EPILOG),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         added.add_argument("--debug", action="store_true", help="show tracebacks")
         added.set_defaults(function=verb.function)
         if verb.files is not None:
             name, metavar = verb.files
             added.add_argument(name, nargs="+", metavar=metavar)
+        if verb.json:
+            added.add_argument("--json", action="store_true", help="a line of JSON for each cache")
         if verb.options is not None:
             add_options(added, verb.options)
     return top

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -30,6 +33,70 @@ class Parser(argparse.ArgumentParser):
 
 _REDRAW_SECONDS = 0.25
 _QUIET_SECONDS = 60.0
+
+
+class PrintCompletion(argparse.Action):
+    """``--print-completion SHELL``: a script of shtab that lets the shell complete a command."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, *_: Any
+    ) -> None:
+        """Print it and end."""
+        try:
+            import shtab
+        except ModuleNotFoundError as error:
+            parser.error(str(MissingExtra(error.name or "shtab", "completion")))
+        _complete_files(parser, shtab.FILE)
+        print(shtab.complete(parser, values))
+        parser.exit()
+
+
+def _complete_files(parser: argparse.ArgumentParser, files: Any) -> None:
+    """Mark what takes text of any kind, which mostly is a path; shtab reads the same list."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for verb in action.choices.values():
+                _complete_files(verb, files)
+        elif action.nargs != 0 and action.choices is None and action.type in (None, str):
+            action.complete = files  # type: ignore[attr-defined]
+
+
+def add_common(parser: argparse.ArgumentParser, version: str) -> None:
+    """What both commands have beside their verbs."""
+    parser.add_argument("--version", action="version", version=f"{parser.prog} {version}")
+    parser.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        choices=("bash", "zsh", "tcsh"),
+        help="print a script that completes this command in that shell",
+    )
+
+
+def examples_of(command: str, examples: str) -> str:
+    """Those lines of `examples` that show one command, as the end of its help."""
+    # A line that ends in a backslash goes on in the next one.
+    every = re.findall(r"^ *(?:.*\\\n)*.*$", examples, re.MULTILINE)
+    found = [text for text in every if f"{text.strip()} ".startswith(f"{command} ")]
+    return "\n".join([f"example{'s' * (len(found) != 1)}:", *found]) if found else ""
+
+
+def print_json(facts: object) -> None:
+    """One object on one line, for other programs; a number that is not finite is null."""
+    print(json.dumps(_plain(facts), ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, typing.Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # arrays and numbers of numpy
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, (str, int)) or value is None else str(value)
 
 
 def with_torch() -> None:
@@ -254,7 +321,14 @@ def run(parser: argparse.ArgumentParser, argv: Iterable[str] | None) -> int:
     Returns the exit status: 0 fine, 1 ran and the answer is bad, 2 wrong use,
     130 interrupted (unless the work says otherwise). With ``--debug`` tracebacks are shown.
     """
-    arguments = parser.parse_args(None if argv is None else list(argv))
+    try:
+        arguments = parser.parse_args(None if argv is None else list(argv))
+    except SystemExit:
+        _flush_or_hush()  # of a help text whose reader has gone
+        raise
+    except BrokenPipeError:
+        _hush()
+        return 1
     try:
         status: int | None = arguments.function(arguments)
         sys.stdout.flush()  # a reader that has gone shows here, not while Python shuts down
@@ -266,11 +340,22 @@ def run(parser: argparse.ArgumentParser, argv: Iterable[str] | None) -> int:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output is gone; say nothing more, at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _hush()
         return 1
     except (ValueError, OSError, MissingExtra) as error:
         if arguments.debug:
             traceback.print_exc()
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
+
+
+def _flush_or_hush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _hush()
+
+
+def _hush() -> None:
+    """The reader of our output is gone; say nothing more, at exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

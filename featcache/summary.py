@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,35 @@ def summary(cache: FeatureCache) -> str:
     if len(facts) > _FACTS:
         lines.append(_line("", f"... and {len(facts) - _FACTS} more in .provenance"))
     return "\n".join([*lines, "", _hint(cache)])
+
+
+def facts(cache: FeatureCache) -> dict[str, Any]:
+    """The same for programs: plain values and lists of them."""
+    n, _, d = cache.shape
+    labels = cache.labels
+    found = {
+        "path": str(cache.path),
+        "bytes": cache.path.stat().st_size,
+        "network": cache.network_name,
+        "network_id": cache.network_id,
+        "images": n,
+        "valid": int(np.count_nonzero(cache.valid)),
+        "skipped": cache.skipped,
+        "views": cache.views,
+        "features": d,
+        "classes": len(cache.classes),
+        "head": cache.weight is not None,
+        "labels": None,
+        "provenance": dict(cache.provenance),
+    }
+    if labels is not None:
+        found["labels"] = {
+            "images": int(np.count_nonzero(labels.known)),
+            "positives": int(labels.positives[labels.known].nnz),
+            "outside": int(labels.outside.sum()),
+            "unlisted": labels.unlisted,
+        }
+    return found
 
 
 def _line(name: str, text: str) -> str:

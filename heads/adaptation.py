@@ -95,6 +95,24 @@ class Adaptation(BaseEstimator):
     source_predict_proba_ : (m, K)
         Of the validation rows, by the calibrated source head: the gate is 0 there.
     n_features_in_ : int
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> W0, b0 = rng.normal(size=(5, 8)), np.full(5, -1.0)
+    >>> def images(n, shift):
+    ...     X = rng.normal(size=(n, 8))
+    ...     return X + shift, X @ W0.T + b0 + rng.normal(size=(n, 5)) > 0
+    >>> home, (X, Y), (X_new, Y_new) = images(400, 0.0), images(200, 1.0), images(300, 1.2)
+    >>> chain = Adaptation(beta=2).fit(X, Y, source=home, coef_init=W0, intercept_init=b0)
+    >>> head = chain.for_domain(X_new)  # looks at all of its images, at no label
+    >>> head.predict(X_new).shape
+    (300, 5)
+    >>> [step.step for step in head.steps]
+    ['targets', 'alignment', 'gate', 'prediction']
+    >>> bool(0 <= head.gate_ <= 1)
+    True
     """
 
     def __init__(

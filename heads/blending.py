@@ -105,6 +105,19 @@ class Blend(ShowsResults):
     (:mod:`heads.screening`), M times some ten for each image and true label. A step of the greedy
     method takes O(M) times a count of these, and a sort of some near the best cut
     for models that might be best (:mod:`heads.bounds`). The result is that of scoring all in full.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> Y = rng.random((200, 5)) < 0.3
+    >>> models = [np.clip(0.3 * Y + rng.uniform(0, 0.7, Y.shape), 0, 1) for _ in range(3)]
+    >>> blend = Blend(beta=2).fit(models, Y)
+    >>> blend.weights_.round(2)
+    array([0.31, 0.38, 0.31])
+    >>> best = max(Blend().fit([P], Y).score_ for P in models)
+    >>> bool(blend.score_ > best)
+    True
     """
 
     weights_: np.ndarray

@@ -42,6 +42,18 @@ class CalibratedDecision(Decision):
         After `predict`, if the decision gives it: expected F-beta of each image.
     n_features_in_ : int
         Number of labels K.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> Y = rng.random((300, 5)) < 0.3
+    >>> P = np.clip(0.1 * Y + rng.normal(0.05, 0.03, (300, 5)), 0, 1)  # far too low, but telling
+    >>> rule = CalibratedDecision(beta=2).fit(P, Y)
+    >>> float(P[Y].mean().round(2)), float(rule.predict_proba(P)[Y].mean().round(2))
+    (0.15, 0.88)
+    >>> rule.predict(P).shape
+    (300, 5)
     """
 
     calibration_: Any

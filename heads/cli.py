@@ -7,7 +7,15 @@ import sys
 from collections.abc import Sequence
 
 from featcache import __version__
-from featcache.console import Parser, add_options, from_arguments, run
+from featcache.console import (
+    Parser,
+    add_common,
+    add_options,
+    examples_of,
+    from_arguments,
+    print_json,
+    run,
+)
 from heads import adapting, commands, verbs_of_many
 from heads.adapting import AdaptConfig
 from heads.chain import described
@@ -26,9 +34,13 @@ EPILOG = """examples:
       --out adapted/resnet101.h5
   heads sweep caches/stage_1 --source caches/validation --grid grid.toml --out heads
   heads list heads --sort f2
+  heads info heads/resnet101.h5
+  heads compare heads/resnet101.h5 heads/resnet101_both.h5
+  heads refit heads --caches caches_again --out heads_again
   heads blend heads/*.h5 --out blend.h5
   heads predict blend.h5 --caches caches/stage_2 --out submission.csv
   heads score submission.csv --labels solution.csv
+  heads score submission.csv --labels solution.csv --json
   heads export heads/resnet101.h5 --run runs/resnet101 --out model.onnx
   heads report blend.h5 --images stage_1/ --out report.html
 """
@@ -108,6 +120,9 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 def _score(arguments: argparse.Namespace) -> None:
     result = commands.score(arguments.submission, arguments.labels, arguments.beta)
+    if arguments.json:
+        print_json(result | {"beta": arguments.beta})
+        return
     print(
         f"mean F{arguments.beta:g} {result['fbeta']:.4f}  "
         f"[{result['low']:.4f}, {result['high']:.4f}] (95 % bootstrap), "
@@ -137,7 +152,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("--version", action="version", version=f"heads {__version__}")
+    add_common(top, __version__)
     verbs = top.add_subparsers(metavar="VERB", required=True)
 
     def verb(name: str, function: object, text: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -145,7 +160,7 @@ def parser() -> argparse.ArgumentParser:
             name,
             help=text,
             description=text[0].upper() + text[1:] + ".",
-            epilog=epilog,
+            epilog="\n\n".join(t for t in (epilog, examples_of(f"heads {name}", EPILOG)) if t),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         added.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -208,6 +223,7 @@ def _add_results(verb: Verb) -> None:
         "--labels", action="append", required=True, metavar="CSV", help="the truth; repeat it"
     )
     score.add_argument("--beta", type=float, default=2.0, help="of F-beta (default: %(default)s)")
+    score.add_argument("--json", action="store_true", help="a line of JSON")
     exported = verb("export", _export, "put a head back into its network, as torch or ONNX")
     exported.add_argument("content", metavar="HEAD.h5", help="a file of `heads fit`")
     add_options(exported, ExportConfig)

@@ -120,6 +120,19 @@ class GlobalThreshold(Decision):
         Mean F-beta of the rows it was fitted on (so an optimistic figure).
     n_features_in_ : int
         Number of labels K.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> P = np.array([[0.9, 0.6, 0.1], [0.8, 0.2, 0.3], [0.4, 0.7, 0.2]])
+    >>> Y = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 0]])
+    >>> rule = GlobalThreshold(beta=2).fit(P, Y)
+    >>> float(rule.threshold_)
+    0.5
+    >>> rule.predict(P).toarray().astype(int)
+    array([[1, 1, 0],
+           [1, 0, 0],
+           [0, 1, 0]])
     """
 
     threshold_: float
@@ -264,6 +277,19 @@ class ExpectedFBeta(Decision):
     See Also
     --------
     heads.expected : formulas, proofs and source.
+
+    Examples
+    --------
+    Where nothing is sure, more labels promise more:
+
+    >>> import numpy as np
+    >>> P = np.array([[0.9, 0.2, 0.1], [0.2, 0.1, 0.1]])
+    >>> rule = ExpectedFBeta(beta=2).fit(P, P > 0.5)
+    >>> rule.predict(P).toarray().astype(int)
+    array([[1, 0, 0],
+           [0, 0, 0]])
+    >>> rule.expected_.round(3)
+    array([0.785, 0.648])
     """
 
     expected_: np.ndarray

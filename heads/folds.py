@@ -44,6 +44,17 @@ class MultilabelGroupKFold(BaseCrossValidator):
     ----------
     .. [1] Sechidis, Tsoumakas, Vlahavas (2011), "On the stratification of
        multi-label data", ECML PKDD.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Y = np.repeat([[1, 0], [0, 1], [1, 1], [0, 0]], 3, axis=0)
+    >>> groups = np.repeat(np.arange(6), 2)  # two views of each of six images
+    >>> for train, test in MultilabelGroupKFold(n_splits=3, random_state=0).split(Y, Y, groups):
+    ...     print(np.unique(groups[test]), Y[test].sum(axis=0))
+    [1 4] [2 2]
+    [0 2] [2 2]
+    [3 5] [2 2]
     """
 
     # Tells scikit-learn's metadata routing to hand groups over.

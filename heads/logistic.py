@@ -172,6 +172,22 @@ class DropoutLogisticCV(LinearHead):
         and `predict_proba`.
     calibration_ : PlattScaling
         With "platt" probabilities only.
+
+    Examples
+    --------
+    From a network's last layer W0, b0, which the new place has changed a little:
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> W0, b0 = rng.normal(size=(3, 20)), np.zeros(3)
+    >>> X = rng.normal(size=(200, 20))
+    >>> Y = X @ (W0 + rng.normal(size=(3, 20))).T + 2 * rng.normal(size=(200, 3)) > 0
+    >>> head = DropoutLogisticCV(dropouts=(0.05, 0.2, 0.4, 0.6, 0.8), scoring="log_loss")
+    >>> head = head.fit(X, Y, coef_init=W0, intercept_init=b0)
+    >>> float(round(head.dropout_, 2))
+    0.05
+    >>> head.oof_predict_proba_.shape
+    (200, 3)
     """
 
     def __init__(

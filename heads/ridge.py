@@ -127,6 +127,18 @@ class DropoutRidgeCV(LinearHead):
     Notes
     -----
     Exact: each fold has its own second moments and a factorisation a rate.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(100, 40))
+    >>> Y = X[:, :3] + 2 * rng.normal(size=(100, 3)) > 0.5
+    >>> head = DropoutRidgeCV(dropouts=(0.1, 0.3, 0.5, 0.7, 0.9), scoring="mse").fit(X, Y)
+    >>> float(round(head.dropout_, 2))
+    0.7
+    >>> head.predict_proba(X[:4]).shape
+    (4, 3)
     """
 
     def __init__(

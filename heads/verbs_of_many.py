@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from featcache.console import add_options, from_arguments
+from featcache.console import add_options, from_arguments, print_json
 from heads import catalogue
 from heads.comparing import compare
 from heads.describing import describe
@@ -37,8 +37,10 @@ def add(verb: Verb) -> None:
     listed.add_argument(
         "--sort", default="f2", choices=catalogue.SORTS, help="column (default: %(default)s)"
     )
+    listed.add_argument("--json", action="store_true", help="a line of JSON for each file")
     told = verb("info", _info, "tell what is in a file, and the command that makes it again")
     told.add_argument("files", nargs="+", metavar="HEAD.h5", help="heads, adapted models, blends")
+    told.add_argument("--json", action="store_true", help="a line of JSON for each file")
     compared = verb(
         "compare", _compare, "tell which of two heads is better on images that both held out"
     )
@@ -79,7 +81,10 @@ def _told(done: Sweep, folder: str, left: str = "") -> int:
 
 def _list(arguments: argparse.Namespace) -> int:
     found = catalogue.list_entries(arguments.places, arguments.sort)
-    if found.entries:
+    if arguments.json:
+        for entry in found.entries:
+            print_json(entry)
+    elif found.entries:
         print(catalogue.table(found.entries))
     for reason in found.unreadable:
         print(f"heads: {reason}", file=sys.stderr)
@@ -87,7 +92,11 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    print("\n\n".join(describe(path) for path in arguments.files))
+    if arguments.json:
+        for path in arguments.files:
+            print_json(catalogue.read_entry(path))
+    else:
+        print("\n\n".join(describe(path) for path in arguments.files))
 
 
 def _compare(arguments: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import benchmarks.__main__
 from benchmarks import measure
 from benchmarks.results import Table, benchmark_of, write_results
 
@@ -27,9 +28,9 @@ def test_what_is_measured_comes_back(folder: Path, monkeypatch: pytest.MonkeyPat
         {"what": "a|b <c>", "seconds": 1.25, "times": 4},
         {"what": "d", "seconds": float("nan"), "times": 1},
     ]
-    measure.report("heads_peers", rows, "The same, by others")
+    measure.report("heads_peers", rows, "The same; by others; 3 of them")
     table = Table.read(folder / "heads_peers.csv")
-    assert table.title == "The same, by others"
+    assert table.title == "The same; by others; 3 of them"
     assert table.machine == measure.machine()
     assert table.command == "python -m benchmarks heads --cache PATH --n=PATH -k 5"
     assert table.columns == ["what", "seconds", "times"]
@@ -56,6 +57,21 @@ def test_sections_of_all_files_but_smoke_tests(folder: Path) -> None:
     assert str(folder) not in text
 
 
+def test_the_command_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmarks.__main__, "HERE", folder)
+    (folder / "heads.py").write_text('"""How long?\n\nVery."""\n')
+    (folder / "results").mkdir()
+    assert benchmarks.__main__.main(["report"]) == 0
+    assert (folder / "RESULTS.md").read_text(encoding="utf-8").startswith("# What")
+    assert benchmarks.__main__.main([]) == 0
+    assert "heads  How long?\n" in capsys.readouterr().out
+    assert benchmarks.__main__.main(["report", "all"]) == 2
+    assert benchmarks.__main__.main(["nothing"]) == 2
+    assert "report takes no options" in capsys.readouterr().out
+
+
 def test_the_benchmark_of_a_file_is_the_longest_name() -> None:
     assert benchmark_of("heads_peers", KNOWN) == "heads"
     assert benchmark_of("heads_of_state_quick", KNOWN) == "heads_of_state"
@@ -68,3 +84,17 @@ def test_files_that_hold_no_table_are_named(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ValueError, match=r"heads\.csv: .*run its benchmark again"):
         Table.read(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cache_io", "prediction", "heads", "decisions", "blending"])
+def test_quick_benchmarks_run(name: str) -> None:
+    """They name the machine beside what they print, and write files that git ignores."""
+    printed = measure.own_process("benchmarks", name, "--quick")
+    assert printed.strip()
+    root = Path(measure.__file__).parent
+    for path in (root / "results").glob(f"{name}*_quick.csv"):
+        table = Table.read(path)
+        assert table.machine == measure.machine()
+        assert table.command == f"python -m benchmarks {name} --quick"
+        assert table.rows
