@@ -14,8 +14,10 @@ import csv
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -174,29 +176,46 @@ def counts(arch: str) -> dict[str, float]:
     }
 
 
+def head(arch: str, device: torch.device) -> dict[str, Any]:
+    """What a row begins with."""
+    with torch.device("meta"):
+        network = training_spec(arch, CLASSES, {}).build()
+    return {
+        "network": arch,
+        "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(),
+        "parameters, M": sum(p.numel() for p in network.parameters()) / 1e6,
+        "features": FACTS[arch].features if arch in FACTS else "",
+    }
+
+
 def measure(arch: str, batch: int, device: torch.device, repeats: int) -> dict[str, Any]:
     """The row of a network."""
     bench = Bench(arch, batch, device, steps=1 if device.type == "cpu" else 20)
-    parameters = sum(p.numel() for p in bench.learner.network.parameters())
     peak = bench.peak()
     bench.build_bare()
     contestants: dict[str, Callable[[], Any]] = {"ours": bench.ours, "bare": bench.loop}
     take_turns(contestants, 2)  # kernels are chosen, momentum is made
-    times = take_turns(contestants, repeats)
+    spent: dict[str, list[float]] = {name: [] for name in contestants}
+
+    def clocked(name: str) -> None:
+        begun = time.process_time()
+        contestants[name]()
+        spent[name].append(time.process_time() - begun)
+
+    times = take_turns({name: partial(clocked, name) for name in contestants}, repeats)
     ours, bare = times["ours"].seconds, times["bare"].seconds
     ratios = [b / a for a, b in zip(ours, bare, strict=True)]
+    on_cores = [b / a for a, b in zip(spent["ours"], spent["bare"], strict=True)]
     images = batch * bench.steps
-    facts = FACTS.get(arch)
     return {
-        "network": arch,
-        "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(),
-        "parameters, M": parameters / 1e6,
-        "features": "" if facts is None else facts.features,
+        **head(arch, device),
         "batch": batch,
         "images/s": images / median(ours),
         "bare loop, images/s": images / median(bare),
         "ours / bare": median(ratios),
         "least and greatest": f"{min(ratios):.3g} to {max(ratios):.3g}",
+        # Where other work shares the cores, the seconds spent on them tell more than the wall.
+        "in core seconds": median(on_cores) if device.type == "cpu" else "",
         "target": f">= {TARGET[0] if device.type == 'cpu' else TARGET[1]:g}",
         "peak GB": "" if peak is None else peak / 1e9,
         **counts(arch),
@@ -272,6 +291,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--repeats", type=int, default=0, help="turns of each contestant")
     parser.add_argument("--files", action="store_true", help="from JPEG files as well")
+    parser.add_argument("--counts", action="store_true", help="only what is counted on shapes")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     device = torch.device(given.device)
@@ -279,7 +299,9 @@ def main() -> None:
     repeats = given.repeats or (3 if given.quick else 15)
     if given.one:
         workers = len(os.sched_getaffinity(0)) - (device.type == "cuda")
-        if given.files:
+        if given.counts:
+            print(json.dumps(head(given.one, device) | counts(given.one)))
+        elif given.files:
             n = max(64, (4 if device.type == "cpu" else 64) * batch)
             print(json.dumps(from_files(given.one, batch, device, workers, n)))
         else:
@@ -287,7 +309,13 @@ def main() -> None:
         return
     usual = ["resnet18", "mobilenetv3_small_050"] if given.quick else list(FACTS)
     networks = given.networks.split(",") if given.networks else usual
-    options = [f"--batch-size={batch}", f"--device={given.device}", f"--repeats={repeats}"]
+    counted_only = ["--counts"] if given.counts else []
+    options = [
+        *counted_only,
+        f"--batch-size={batch}",
+        f"--device={given.device}",
+        f"--repeats={repeats}",
+    ]
     rows: list[dict[str, Any]] = []
     for arch in networks:
         for files in [[], ["--files"]] if given.files else [[]]:

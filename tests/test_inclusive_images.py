@@ -202,3 +202,10 @@ def test_what_a_gpu_was_measured_to_do_goes_before_an_assumption() -> None:
 
 def test_memory_is_state_copies_and_activations() -> None:
     assert cost().memory(128) == pytest.approx(16 * 50e6 + 0.1e9 + 128 * 100e6)
+
+
+def test_what_the_recipe_gives_to_a_gpu_of_24_gb_fits() -> None:
+    costs = hours.read_costs()
+    assert {cost.network for cost in costs} <= set(FACTS)
+    for cost in costs:
+        assert cost.memory(hours.micro_batches()[cost.network]) < 22e9

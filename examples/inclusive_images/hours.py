@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "training.csv"
@@ -35,7 +36,7 @@ class Cost:
     kept, copies : float
         Bytes that the backward pass needs in bfloat16: of an image, and of the weights; counted.
     rate : float
-        Images a second, measured on the device.
+        Images a second, measured on the device; NaN where nobody has.
     """
 
     network: str
@@ -77,7 +78,7 @@ def read_costs(path: Path = RESULTS) -> list[Cost]:
             float(row["GFLOP an image"]) * 1e9,
             float(row["bf16: kept, MB an image"]) * 1e6,
             float(row["bf16: copies of weights, MB"]) * 1e6,
-            float(row["images/s"]),
+            float(row["images/s"] or "nan"),
         )
         for row in rows
         if row.get("GFLOP an image")
@@ -108,7 +109,7 @@ def table(costs: list[Cost], rate: float = 0.0, tflops: float = 100.0, views: in
             f"`{cost.network}`",
             f"{cost.parameters / 1e6:.1f} M",
             f"{cost.operations / 1e9:.1f} GFLOP",
-            f"{cost.rate:.3g} images/s ({cost.device})",
+            "not yet" if isnan(cost.rate) else f"{cost.rate:.3g} images/s ({cost.device})",
             f"{cost.memory(size) / 1e9:.1f} GB at {size} images",
             f"{hours_an_epoch(speed):.2g}",
             f"{hours_of_extraction(speed, views):.2g}",
