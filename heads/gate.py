@@ -21,7 +21,7 @@ Four signs that need no label of the domain:
     gate = f + (1 - f) (1 - f_0) a (cap - drop h)
 
 "Unsure" cannot tell images that look different from targets that are different; hence the cap.
-0.8 instead gained 0.01 of the gap on typefaces, but where labels shift in a third domain alone,
+0.8 instead gained 0.04 of the gap on typefaces, but where labels shift in a third domain alone,
 which nothing shows beforehand, it lost up to 0.016 of F2 to the source head, and 0.6 nothing.
 """
 
