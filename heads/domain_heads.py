@@ -60,7 +60,7 @@ class DomainConfig:
     pseudo_count: float = 10.0
     max_scale: float = 10.0
     prior_pseudo_count: float = 300.0
-    aligned: float = 0.5
+    aligned: float = 0.25
     matched: float = 0.0
 
 
