@@ -52,7 +52,7 @@ class DomainConfig:
         labels were given differently, which moves features too.
     matched : float
         How far the heads of a shifted domain that is not Stage 1's go to the label rates of the
-        known domains; not at all where labels were given differently.
+        known domains; 0.5 if you know that labels are given alike everywhere (:mod:`heads.rates`).
     """
 
     beta: float = 2.0
@@ -60,8 +60,8 @@ class DomainConfig:
     pseudo_count: float = 10.0
     max_scale: float = 10.0
     prior_pseudo_count: float = 300.0
-    aligned: float = 1.0
-    matched: float = 0.5
+    aligned: float = 0.25
+    matched: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -274,25 +274,25 @@ class AdaptedModel:
                 Step("gate", f"{signs.value:.2f}", "the domain counts as Stage 1's"),
             ]
         else:
-            X = self._checked(X)
             check_domain_rows(len(X))
+            X = self._checked(X)
             domain = DomainMoments.of(X)
             shrunk = self._shrunk(domain)
             sample = np.random.default_rng(random_state).permutation(len(X))[:SAMPLE]
             X = X[np.sort(sample)]
             signs, found = self._signs(X, domain)
             steps += [self._alignment_step(domain), found]
-            adapted, source, step = self._at_known_rates(
-                self.adapted(shrunk), self.source_expert(shrunk, signs), signs, X
-            )
-            steps.append(step)
+            adapted, source = self.adapted(shrunk), self.source_expert(shrunk, signs)
+            if self.config.matched:
+                adapted, source, step = self._at_known_rates(adapted, source, signs, X)
+                steps.append(step)
         head = DomainHead(
             adapted, source, signs.value, self.share, None, self.decision, signs, tuple(steps)
         )
         if X is not None:
             steps.append(self._effect(head, X))
         bias = None
-        if labelled is not None:
+        if labelled is not None and len(labelled[0]):
             bias, step = self._priors(head, *labelled)
             steps.append(step)
         return replace(head, bias=bias, steps=tuple(steps))

@@ -52,7 +52,7 @@ def with_domain(chain: Adaptation, **domain: Any) -> Adaptation:
 
 
 CLOSED = GateConfig(fixed=0.0)
-PLAIN = {"aligned": 0.0, "matched": 0.0}
+PLAIN = {"aligned": 0.0}
 
 
 def unadapted(chain: Adaptation) -> ExpectedFBeta:
@@ -106,7 +106,7 @@ def test_the_order_of_a_domains_rows_does_not_matter(chain: Adaptation) -> None:
 def test_features_that_are_moved_and_scaled_are_mapped_back(chain: Adaptation) -> None:
     """The adapted head undoes what its map can; the source head, not aligned, cannot."""
     config = replace(QUICK, moments=("mean_std",))
-    domain = DomainConfig(pseudo_count=0, gate=GateConfig(fixed=1), aligned=0, matched=0)
+    domain = DomainConfig(pseudo_count=0, gate=GateConfig(fixed=1), aligned=0)
     only = fitted(experts=config, domain=domain, share=1.0)
     rng = np.random.default_rng(0)
     moved = X_TEST * rng.uniform(0.5, 2, X.shape[-1]) + rng.normal(size=X.shape[-1])
@@ -187,9 +187,10 @@ def test_few_rows_of_a_domain_do(chain: Adaptation, n: int) -> None:
     assert f"{share:.0%} their own" in head.explain()
 
 
-def test_one_row_is_too_few(chain: Adaptation) -> None:
-    with pytest.raises(ValueError, match="1 unlabelled row"):
-        chain.for_domain(X_TEST[:1])
+@pytest.mark.parametrize("n", [0, 1])
+def test_fewer_than_two_rows_are_too_few(chain: Adaptation, n: int) -> None:
+    with pytest.raises(ValueError, match=f"{n} unlabelled row"):
+        chain.for_domain(X_TEST[:n])
 
 
 def test_a_class_without_positives_keeps_the_networks_weights() -> None:
@@ -212,9 +213,9 @@ def test_nothing_positive_is_refused() -> None:
 
 def test_the_source_head_is_aligned_as_far_as_the_domain_is_away(chain: Adaptation) -> None:
     moved = X_TEST + np.linspace(-2, 2, X_TEST.shape[-1])
-    head = with_domain(chain, matched=0.0).for_domain(moved)
-    away = head.signs.away * (1 - chain.label_shift_.strength / 2)
-    assert 0 < away <= 1
+    head = chain.for_domain(moved)
+    away = DomainConfig().aligned * head.signs.away * (1 - chain.label_shift_.strength / 2)
+    assert 0 < away <= 0.5
     parts = []
     for moments in ("mean", "mean_std"):
         own, home = chain.model_._shrunk(DomainMoments.of(moved)), chain.model_.source_moments
@@ -231,7 +232,8 @@ def test_rates_are_half_way_to_those_of_the_known_domains_where_labels_did_not_s
     chain: Adaptation,
 ) -> None:
     moved = X_TEST + np.linspace(-2, 2, X_TEST.shape[-1])
-    plain, head = with_domain(chain, matched=0.0).for_domain(moved), chain.for_domain(moved)
+    matched = with_domain(chain, matched=0.5)
+    plain, head = chain.for_domain(moved), matched.for_domain(moved)
     known = np.concatenate([STAGE_1.Y, SOURCE.Y]).mean(axis=0)
     apart = [
         np.abs(logit(expit(h.adapted.margins(moved)).mean(axis=0)) - logit(known)).mean()
@@ -240,13 +242,13 @@ def test_rates_are_half_way_to_those_of_the_known_domains_where_labels_did_not_s
     assert apart[1] < apart[0]
     np.testing.assert_array_equal(plain.adapted.head.W, head.adapted.head.W)
     # Where annotators differ, known rates say nothing about others.
-    shifted = replace(chain.model_, label_shift=replace(chain.label_shift_, strength=1.0))
-    rates = [shifted.for_domain(moved), with_domain(chain, **PLAIN).for_domain(moved)]
+    shifted = replace(matched.model_, label_shift=replace(chain.label_shift_, strength=1.0))
+    rates = [shifted.for_domain(moved), plain]
     np.testing.assert_array_equal(rates[0].adapted.head.b, rates[1].adapted.head.b)
     # Nor do they on Stage 1's own domain.
     np.testing.assert_allclose(
+        matched.for_domain(X_TEST).adapted.head.b,
         chain.for_domain(X_TEST).adapted.head.b,
-        with_domain(chain, matched=0.0).for_domain(X_TEST).adapted.head.b,
         atol=0.05,
     )
 
@@ -288,6 +290,7 @@ def test_labelled_rows_that_agree_change_little(chain: Adaptation) -> None:
     plain = chain.for_domain(X_TEST)
     scores = [mean_fbeta(TEST.Y[30:], h.predict(X_TEST[30:])) for h in (head, plain)]
     assert scores[0] > scores[1] - 0.02
+    assert chain.for_domain(X_TEST, (X_TEST[:0], TEST.Y[:0])).bias is None
 
 
 # --------------------------------------------------------- steps, replaced and off
@@ -311,7 +314,7 @@ def test_steps_can_be_replaced() -> None:
 
 
 def test_without_maps_the_adapted_head_is_the_same_everywhere() -> None:
-    other = fitted(experts=replace(QUICK, moments=("none",)), domain=DomainConfig(matched=0))
+    other = fitted(experts=replace(QUICK, moments=("none",)))
     first, second = (other.for_domain(domain).adapted for domain in (X_TEST, X_TEST + 3))
     np.testing.assert_array_equal(first.head.W, second.head.W)
     np.testing.assert_array_equal(first.head.b, second.head.b)
