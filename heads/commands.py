@@ -44,7 +44,7 @@ class BlendConfig:
         "greedy", "how the weights are chosen", choices=("greedy", "simplex", "uniform")
     )
     average: str = option("probability", "what is averaged", choices=("probability", "logit"))
-    cv: int = option(5, "folds in which the whole choice is repeated for an honest score; 0: none")
+    cv: int = option(5, "folds in which the whole choice is repeated for an honest score; 0 or 1: none")
     decision: str = option("expected", DECISIONS, choices=NAMED)
     min_labels: int = option(0, "labels that an image gets at least")
     max_labels: int | None = option(None, "labels that an image gets at most (default: any number)")
@@ -87,7 +87,7 @@ def blend(config: BlendConfig) -> StoredBlend:
         beta=config.beta,
         method=config.method,
         average=config.average,
-        cv=min(config.cv, cv) or None,
+        cv=None if min(config.cv, cv) < 2 else min(config.cv, cv),
     )
     names = [str(path) for path in config.heads]
     fitted.fit(scores, target.Y, mask=target.mask, missed=target.missed, names=names)
