@@ -44,7 +44,7 @@ class BlendConfig:
         "greedy", "how the weights are chosen", choices=("greedy", "simplex", "uniform")
     )
     average: str = option("probability", "what is averaged", choices=("probability", "logit"))
-    cv: int = option(5, "folds in which the whole choice is repeated for an honest score; 0 or 1: none")
+    cv: int = option(5, "folds in which the whole choice is repeated for an honest score; 0: none")
     decision: str = option("expected", DECISIONS, choices=NAMED)
     min_labels: int = option(0, "labels that an image gets at least")
     max_labels: int | None = option(None, "labels that an image gets at most (default: any number)")
