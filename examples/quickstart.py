@@ -133,7 +133,12 @@ def fit_configs(recipe: Recipe, out: Path, seed: int) -> list[FitConfig]:
         )
 
     validation = str(caches / "validation" / f"{recipe.name}.h5")
-    both = {"source": validation, "source_rows": SOURCE_ROWS, "source_weight": "0.2"}
+    both = {
+        "source": validation,
+        "source_rows": SOURCE_ROWS,
+        "source_weight": "0.2",
+        "groups": str(out / "data" / kanji.GROUPS),
+    }
     return [
         head(method, name + method, **more)
         for method in ("logistic", "ridge")

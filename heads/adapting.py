@@ -12,11 +12,13 @@ from heads.adaptation import Adaptation
 from heads.domain_heads import DomainConfig
 from heads.experts import ExpertConfig
 from heads.fitting import (
+    GROUPS,
     check_folds,
     held_out,
     parse_numbers,
     refuse_mismatch,
     sampled,
+    training_rows,
     versions,
 )
 from heads.gate import GateConfig
@@ -34,6 +36,7 @@ class AdaptConfig:
     beta: float = option(2.0, "of F-beta")
     dropout: str = option("", "rates to compare, such as 0.1,0.5 (default: three)")
     cv: int = option(5, "folds; the views of an image stay together")
+    groups: str = option("", GROUPS, metavar="CSV")
     source_rows: int = option(5000, "source images at most, chosen by --seed")
     source_weight: float = option(
         0.1, "what all source images count in the adapted heads, in units of all of Stage 1"
@@ -58,7 +61,7 @@ def adapt(config: AdaptConfig) -> Head:
     """
     refuse_existing(config.out, config.overwrite)
     cache, source = FeatureCache(config.cache), FeatureCache(config.source)
-    rows = cache.training()
+    rows = training_rows(cache, groups=config.groups)
     check_folds(config.cv, cache, len(np.unique(rows["groups"])))
     if rows["coef_init"] is None:
         raise ValueError(
@@ -66,7 +69,7 @@ def adapt(config: AdaptConfig) -> Head:
         )
     refuse_mismatch(cache, source)
     source = sampled(source, config.source_rows, config.seed)
-    home = source.training()
+    home = training_rows(source, groups=config.groups)
     experts = ExpertConfig(source_weight=config.source_weight, cv=config.cv)
     if config.dropout:
         experts = replace(experts, dropouts=parse_numbers(config.dropout, "--dropout"))

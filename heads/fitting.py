@@ -16,6 +16,7 @@ from featcache.console import command_line, option, required
 from heads.chain import NAMED, named_decision
 from heads.decisions import Decision, best_global_threshold
 from heads.domains import TwoDomainCV
+from heads.grouping import group_codes
 from heads.logistic import PROBABILITIES, DropoutLogisticCV
 from heads.nested import cross_val_fbeta
 from heads.ridge import DropoutRidgeCV
@@ -28,6 +29,8 @@ DECISIONS = (
     "how scores become label sets: by the highest expected F-beta of calibrated probabilities, "
     "by one cut for all, or by a cut for each class; fitted on out-of-fold scores"
 )
+
+GROUPS = "image_id,group: images of a group stay together in folds (default: each by itself)"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class FitConfig:
     dropout: str = option("", "rates to compare, such as 0.1,0.5,0.9 (default: a grid)")
     views: str = option(ALL_VIEWS, "views to train on: all, or names such as eval,view1")
     cv: int = option(5, "folds; the views of an image stay together")
+    groups: str = option("", GROUPS, metavar="CSV")
     beta: float = option(2.0, "of F-beta")
     min_positives: int = option(1, "labels with fewer positives keep the network's own weights")
     source_rows: int = option(5000, "source images at most, chosen by --seed")
@@ -99,11 +103,16 @@ def held_out(cache: FeatureCache, proba: np.ndarray, rows: dict[str, Any]) -> Ou
     return OutOfFold(cache.ids[used], proba, hard(rows["Y"]), labels.outside[used], rows["mask"])
 
 
+def _labelled_ids(cache: FeatureCache) -> np.ndarray:
+    """Of the rows that ``cache.training()`` gives, and of all where there are no labels."""
+    return cache.ids if cache.labels is None else cache.ids[cache.valid & cache.labels.known]
+
+
 def sampled(cache: FeatureCache, rows: int, seed: int) -> FeatureCache:
     """At most that many labelled, readable rows, in their order."""
     if rows < 1:
         raise ValueError(f"--source-rows {rows}: expected at least 1")
-    ids = cache.ids if cache.labels is None else cache.ids[cache.valid & cache.labels.known]
+    ids = _labelled_ids(cache)
     if len(ids) > rows:
         chosen = np.random.default_rng(seed).choice(len(ids), rows, replace=False)
         ids = ids[np.sort(chosen)]
@@ -161,7 +170,7 @@ def fit(config: FitConfig) -> Head:
     """
     refuse_existing(config.out, config.overwrite)
     cache = FeatureCache(config.cache)
-    rows = training_rows(cache, config.views)
+    rows = training_rows(cache, config.views, config.groups)
     _check_options(config, cache, len(np.unique(rows["groups"])))
     decision = named_decision(
         config.decision,
@@ -209,15 +218,17 @@ def fit(config: FitConfig) -> Head:
     return head
 
 
-def training_rows(cache: FeatureCache, views: str = ALL_VIEWS) -> dict[str, Any]:
-    """``cache.training()`` of some views.
+def training_rows(cache: FeatureCache, views: str = ALL_VIEWS, groups: str = "") -> dict[str, Any]:
+    """``cache.training()`` of some views, with the groups of a file.
 
     Raises
     ------
     ValueError
-        Naming the cache and a view that it has not.
+        Naming the cache and a view that it has not, or the file of groups.
     """
     rows = cache.training()
+    if groups:
+        rows["groups"] = group_codes(groups, _labelled_ids(cache))
     if views != ALL_VIEWS:
         names, wanted = cache.views.tolist(), views.split(",")
         for view in wanted:
@@ -242,7 +253,7 @@ def _fit(config: FitConfig, cache: FeatureCache, rows: dict[str, Any]) -> _Fitte
     source = FeatureCache(config.source)
     refuse_mismatch(cache, source, same_views=config.views == ALL_VIEWS)
     source = sampled(source, config.source_rows, config.seed)
-    source_rows = training_rows(source, config.views)
+    source_rows = training_rows(source, config.views, config.groups)
     both = _fit_both(config, estimator, rows, source_rows)
     oof = {
         "target": held_out(cache, both.oof_predict_proba_, rows),
@@ -261,7 +272,7 @@ def check_folds(cv: int, cache: FeatureCache, images: int) -> None:
     if not 2 <= cv <= images:
         raise ValueError(
             f"{cache.path}: {images:,} labelled images, --cv {cv}; "
-            f"give 2 folds at least and no more than images"
+            f"give 2 folds at least and no more than images (with --groups: than groups)"
         )
 
 

@@ -45,6 +45,7 @@ FOLDERS = {
 }
 MIN_POSITIVES = 3  # training characters that a trainable class needs
 COMPLETE = "COMPLETE"  # written last
+GROUPS = "groups.csv"
 
 
 @dataclass(frozen=True)
@@ -203,13 +204,15 @@ def unpack(
     Path
         ``directory``, with ``train/*.png``, ``train_human_labels.csv``,
         ``classes-trainable.csv``, ``class-descriptions.csv``, ``validation_ids.txt``,
-        ``images.csv`` (image_id, font, character, part) and a folder for each target typeface.
+        ``images.csv`` (image_id, font, character, part), ``groups.csv`` (the images of a
+        character) and a folder for each target typeface.
     """
     root = Path(directory)
     kanji = read_kanji()
     fonts = (*SOURCE_FONTS, *target_fonts)
     done = root / COMPLETE
-    if done.exists() and set(done.read_text("utf-8").split()) >= set(fonts):
+    complete = done.exists() and (root / GROUPS).exists()
+    if complete and set(done.read_text("utf-8").split()) >= set(fonts):
         return root
     root.mkdir(parents=True, exist_ok=True)
     for font in fonts:
@@ -227,6 +230,11 @@ def unpack(
             for k in kanji
             if in_font(k, font)
         ),
+    )
+    _write_csv(  # of one character in several typefaces: the same components
+        root / GROUPS,
+        ["image_id", "group"],
+        ([image_id(f, k.character), k.character] for f in fonts for k in kanji if in_font(k, f)),
     )
     for name in ("LICENSES.md",):
         shutil.copyfile(DATA / name, root / name)
