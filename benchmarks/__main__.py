@@ -18,6 +18,7 @@ TOOLS = {
     "__init__",
     "__main__",
     "decision_domains",
+    "blending_chain",
     "blending_transfer",
     "heads_peers",
     "measure",

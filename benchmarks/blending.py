@@ -20,6 +20,7 @@ import numpy as np
 from scipy.sparse import csr_matrix, vstack
 from scipy.special import expit
 
+from benchmarks.blending_chain import chain
 from benchmarks.blending_transfer import transfer
 from benchmarks.measure import own_process, peak_memory, report, timed
 from heads import Blend, bootstrap_interval, fbeta_per_image
@@ -223,7 +224,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument(
-        "--parts", nargs="+", choices=("one", "two", "disk"), default=["one", "two"]
+        "--parts", nargs="+", choices=("one", "two", "disk", "chain"), default=["one", "two"]
     )
     parser.add_argument("--transfer", action="store_true", help="F2 on the quickstart's domains")
     parser.add_argument("--caches", type=Path, default=Path("quickstart/caches"))
@@ -246,6 +247,8 @@ def main() -> int:
         rows += one_domain(M, n, K, steps)
     if "two" in arguments.parts:
         rows += two_domains(M, n, n_source, K, steps, n if arguments.quick else 2000)
+    if "chain" in arguments.parts:
+        rows += chain(M, n, 64 if arguments.quick else 2048, K, steps)
     if "disk" in arguments.parts:
         rows.append(from_disk(M, n, 10 * K if arguments.quick else 7178, steps))
     parts = "" if len(arguments.parts) > 1 else f"_{arguments.parts[0]}"

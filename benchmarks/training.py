@@ -277,7 +277,8 @@ def kept_rows(name: str, measured: Sequence[str]) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        if file.readline().rstrip("\n") != f"# {TITLE}; {machine()}":
+        # What follows the machine is the command, which names networks.
+        if not f"{file.readline().rstrip()};".startswith(f"# {TITLE}; {machine()};"):
             return []
         return [dict(row) for row in csv.DictReader(file) if row["network"] not in measured]
 
