@@ -59,6 +59,10 @@ class TunedHead:
     slope, intercept : float
     clipped : bool
         Squash by clipping to [0, 1], not by the sigmoid.
+    other : TunedHead or None
+        With it the probability is share p + (1 - share) p of the other, whose threshold
+        does not count.
+    share : float
     """
 
     weight: np.ndarray
@@ -69,6 +73,8 @@ class TunedHead:
     slope: float = 1.0
     intercept: float = 0.0
     clipped: bool = False
+    other: TunedHead | None = None
+    share: float = 1.0
 
 
 class _Tuned(nn.Module):
@@ -82,6 +88,8 @@ class _Tuned(nn.Module):
         super().__init__()
         self.pooled = pooled  # features are (b, d, 1, 1)
         self.slope, self.intercept, self.clipped = head.slope, head.intercept, head.clipped
+        self.other = None if head.other is None else _Tuned(head.other, pooled)
+        self.share = head.share
         for name in ("weight", "bias", "variance"):
             value = getattr(head, name)
             tensor = None if value is None else torch.from_numpy(np.array(value, np.float32))
@@ -95,7 +103,8 @@ class _Tuned(nn.Module):
             margin = margin / torch.sqrt(1 + (math.pi / 8) * noise)
         scaled = self.slope * margin + self.intercept
         p = scaled.clamp(0, 1) if self.clipped else torch.sigmoid(scaled)
-        return p[:, :, None, None] if self.pooled else p
+        p = p[:, :, None, None] if self.pooled else p
+        return p if self.other is None else self.share * p + (1 - self.share) * self.other(features)
 
 
 class Exported(nn.Module):

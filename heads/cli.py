@@ -139,8 +139,8 @@ def _export(arguments: argparse.Namespace) -> None:
     print(f"{done.path}: pixels to probabilities and labels, decided by a threshold")
     if not done.exact:
         print(
-            f"note: the head itself decides by {done.decision}, which a network cannot hold; fit "
-            "it with --decision global for a file that chooses the same labels"
+            f"note: the head itself decides by {done.decision}, which a network cannot hold; the "
+            "file cuts at its best threshold (`heads fit --decision global` makes both the same)"
         )
 
 
@@ -225,7 +225,7 @@ def _add_results(verb: Verb) -> None:
     score.add_argument("--beta", type=float, default=2.0, help="of F-beta (default: %(default)s)")
     score.add_argument("--json", action="store_true", help="a line of JSON")
     exported = verb("export", _export, "put a head back into its network, as torch or ONNX")
-    exported.add_argument("content", metavar="HEAD.h5", help="a file of `heads fit`")
+    exported.add_argument("content", metavar="HEAD.h5", help="a file of `heads fit` or `adapt`")
     add_options(exported, ExportConfig)
     page = verb("report", _report, "write a page on a blend: what it is worth, why, and of what")
     page.add_argument("content", metavar="BLEND.h5", help="a blend or a head")

@@ -6,17 +6,19 @@ which is imported when it is needed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcache import FeatureCache
 from featcache.cacheset import short
 from featcache.console import command_line, option, required, with_torch
 from heads.calibration import PlattScaling
 from heads.chain import described
-from heads.decisions import Decision, GlobalThreshold, PerClassThreshold
+from heads.decisions import Decision, GlobalThreshold, PerClassThreshold, best_global_threshold
+from heads.domain_heads import AdaptedModel, DomainHead
 from heads.dropout import rho_from_dropout
 from heads.logistic import DropoutLogistic, DropoutLogisticCV
 from heads.storage import Head, load, refuse_existing
@@ -32,6 +34,11 @@ class ExportConfig:
     content: str
     run: str = required("folder of the network that the head was fitted on", metavar="RUN")
     out: str = required("torch program (.pt) or ONNX (.onnx)", metavar="model.pt|model.onnx")
+    domain: str = option(
+        "",
+        "of an adapted model: cache of the images that it is for (default: Stage 1's own map)",
+        metavar="CACHE.h5",
+    )
     overwrite: bool = option(False, "replace an existing file")
 
 
@@ -61,12 +68,14 @@ def export(config: ExportConfig) -> Export:
     """Write the network with the tuned head as its last layer.
 
     Its probabilities are those of the head on the plain view of an image (view 0 of a cache), whose
-    features a cache rounds to float16.
+    features a cache rounds to float16. An adapted model is frozen for one domain before: two
+    linear heads and a mixing weight.
 
     Raises
     ------
     ValueError
-        If the file is no head, or not of that run's network.
+        If the file is no head, or not of that run's network, or `domain` is given to a head that
+        is the same everywhere.
     MissingExtra
         If torch, or for ONNX what writes it, is not installed.
     """
@@ -87,7 +96,12 @@ def export(config: ExportConfig) -> Export:
             f"{config.run}: is network {short(own.network_id)}, but {config.content} was fitted on "
             f"network {short(head.network_id)}; give the run that its caches were extracted with"
         )
-    head.complete(own.weight)
+    if isinstance(head.estimator, AdaptedModel):
+        head = replace(head, estimator=frozen(head.estimator, config.domain, own.network_id))
+    elif config.domain:
+        raise ValueError(f"--domain {config.domain}: {config.content} is the same in all domains")
+    else:
+        head.complete(own.weight)
     exported = put_back(run, network, tuned(head, threshold))
     decision = "by the threshold" if head.decision is None else described(head.decision)
     about = {
@@ -115,9 +129,26 @@ def cut_of(head: Head) -> tuple[float | np.ndarray, bool]:
         if isinstance(rule, PerClassThreshold):
             return rule.thresholds_, free
         return rule.threshold_, free
-    if "threshold" not in head.provenance:
+    if "threshold" in head.provenance:
+        return float(head.provenance["threshold"]), rule is None
+    if rule is None or "target" not in head.oof:
         raise ValueError("the head has no threshold to cut at; make it with `heads fit`")
-    return float(head.provenance["threshold"]), rule is None
+    scores, beta = head.oof["target"], float(head.provenance.get("beta", 2))
+    best = best_global_threshold(scores.proba, scores.Y, beta, scores.mask, missed=scores.missed)
+    return best[0], False
+
+
+def frozen(model: AdaptedModel, domain: str, network_id: str) -> DomainHead:
+    """An adapted model for the images of a cache, or with Stage 1's own map for none."""
+    if not domain:
+        return model.for_domain(None)
+    cache = FeatureCache(domain)
+    if cache.network_id != network_id:
+        raise ValueError(
+            f"{domain}: is of network {short(str(cache.network_id))}, but the model was "
+            f"adapted for network {short(network_id)}; give a cache that this run extracted"
+        )
+    return model.for_domain(cache.features[cache.valid])
 
 
 def tuned(head: Head, threshold: float | np.ndarray) -> TunedHead:
@@ -125,6 +156,14 @@ def tuned(head: Head, threshold: float | np.ndarray) -> TunedHead:
     from featcache.exporting import TunedHead
 
     estimator: Any = head.estimator
+    if isinstance(estimator, DomainHead):
+        if estimator.bias is not None:
+            raise ValueError("a head that labelled rows of its domain have moved is not exported")
+        adapted, source = (
+            TunedHead(part.head.W, part.head.b, threshold, head.classes)
+            for part in (estimator.adapted, estimator.source)
+        )
+        return replace(adapted, other=source, share=estimator.gate_ * estimator.share)
     extra: dict[str, Any] = {}
     scaling: PlattScaling | None = getattr(estimator, "calibration_", None)
     if scaling is not None:

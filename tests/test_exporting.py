@@ -19,6 +19,7 @@ from featcache.networks import NetworkSpec
 from featcache.settings import ExtractionConfig
 from featcache.views import Preprocessing, to_array
 from heads import DropoutRidge, commands
+from heads.adapting import AdaptConfig, adapt
 from heads.cli import main
 from heads.commands import FitConfig
 from heads.exporting import cut_of, tuned
@@ -248,3 +249,68 @@ def test_a_program_that_computes_something_else_is_not_written(data, tmp_path, m
     with pytest.raises(ValueError, match="not written"):
         write_program(exported, tmp_path / "model.pt", {}, head.names)
     assert not (tmp_path / "model.pt").exists()
+
+
+# ------------------------------------------------------------------ adapted models
+
+
+@pytest.fixture(scope="module")
+def adapted(data, tmp_path_factory):
+    """An adapted model of half of the images, the other half being the source."""
+    folder = tmp_path_factory.mktemp("adapted")
+    ids = FeatureCache(data / "cache.h5").ids
+    for name, some in (("target", ids[::2]), ("source", ids[1::2])):
+        (folder / f"{name}.txt").write_text("".join(f"{i}\n" for i in some))
+        extract(
+            ExtractionConfig(
+                run=str(data / "run"),
+                images=str(data / "images"),
+                labels=[str(data / "labels.csv")],
+                ids=str(folder / f"{name}.txt"),
+                out=str(folder / f"{name}.h5"),
+                device="cpu",
+                workers=0,
+                threads=1,
+            )
+        )
+    adapt(
+        AdaptConfig(
+            cache=str(folder / "target.h5"),
+            source=str(folder / "source.h5"),
+            out=str(folder / "adapted.h5"),
+            dropout="0.2,0.5",
+            cv=3,
+        )
+    )
+    return folder
+
+
+@pytest.mark.parametrize("ending", ["pt", "onnx"])
+@pytest.mark.parametrize("own", [True, False])
+def test_an_adapted_model_is_frozen_for_its_domain(data, adapted, tmp_path, own, ending, capsys):
+    out = tmp_path / f"model.{ending}"
+    words = ["export", adapted / "adapted.h5", "--run", data / "run", "--out", out]
+    words += [] if own else ["--domain", data / "cache.h5"]
+    assert main([str(word) for word in words]) == 0
+    assert "expected F2" in capsys.readouterr().out  # what it decides by is no threshold
+    p, chosen, about = run_file(out, pixels_of(data))
+    features = FeatureCache(data / "cache.h5").features
+    model = load(adapted / "adapted.h5").estimator
+    heads = {name: model.for_domain(X) for name, X in (("own", None), ("domain", features))}
+    wanted = heads["own" if own else "domain"].predict_proba(features)
+    np.testing.assert_allclose(p, wanted, atol=FLOAT16)
+    np.testing.assert_array_equal(chosen, p >= np.float32(about["threshold"]))
+    assert 0 < chosen.mean() < 1
+
+
+def test_a_domain_is_for_adapted_models_of_that_network(data, adapted, tmp_path, capsys):
+    head, cache = fit(data, tmp_path / "head.h5"), data / "cache.h5"
+    other = tmp_path / "other.h5"
+    FeatureCache.write(other, np.ones((4, 1, 6), np.float16), list("abcd"), labels=None)
+    for content, domain, message in (
+        (head, cache, "is the same in all domains"),
+        (adapted / "adapted.h5", other, "is of network"),
+    ):
+        words = ["export", content, "--run", data / "run", "--out", tmp_path / "model.pt"]
+        assert main([str(word) for word in [*words, "--domain", domain]]) == 2
+        assert message in capsys.readouterr().err
