@@ -12,6 +12,7 @@ from featcache.atomic import write_atomically
 
 QUICK = "_quick"
 # As benchmarks.measure.report writes it: title; machine[; command].
+_MOST = 200  # rows that are shown
 _FIRST_LINE = re.compile(r"(.*?); (\d+ cores of .*?)(?:; (python -m .*))?")
 INTRODUCTION = """# What has been measured
 
@@ -97,7 +98,7 @@ def benchmark_of(name: str, known: Mapping[str, str]) -> str:
 
 
 def section(table: Table, known: Mapping[str, str], picture: bool) -> str:
-    """Question, command, machine, table and picture."""
+    """Question, command, machine, table (a link to a long one) and picture."""
     benchmark = benchmark_of(table.name, known)
     command = table.command or (f"python -m benchmarks {benchmark}" if benchmark else "")
     parts = [f"## {table.title or table.name}"]
@@ -106,7 +107,10 @@ def section(table: Table, known: Mapping[str, str], picture: bool) -> str:
     facts = [f"`{command}`"] if command else []
     facts += [table.machine] if table.machine else []
     parts += [" on ".join(facts)] if facts else []
-    parts.append(table.markdown())
+    if len(table.rows) > _MOST:
+        parts.append(f"{len(table.rows):,} rows: [{table.name}.csv](results/{table.name}.csv)")
+    else:
+        parts.append(table.markdown())
     if picture:
         parts.append(f"![{table.title or table.name}](results/{table.name}.png)")
     return "\n\n".join(parts)

@@ -98,3 +98,12 @@ def test_quick_benchmarks_run(name: str) -> None:
         assert table.machine == measure.machine()
         assert table.command == f"python -m benchmarks {name} --quick"
         assert table.rows
+
+
+def test_a_long_table_is_linked(tmp_path: Path) -> None:
+    rows = [f"{row},0.5" for row in range(1234)]
+    (tmp_path / "long.csv").write_text("\n".join(["# Long; machine", "row,value", *rows]) + "\n")
+    write_results(tmp_path, tmp_path / "RESULTS.md", {"long": "How long?"})
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "1,234 rows: [long.csv](results/long.csv)" in text
+    assert "| 0 |" not in text
