@@ -54,8 +54,9 @@ def draw_bars(
 
 
 def _number(value: object) -> float:
-    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    return float(value) if number else np.nan  # type: ignore[arg-type]
+    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
+        return float(value)
+    return np.nan
 
 
 def _name(row: Mapping[str, object]) -> str:

@@ -58,6 +58,7 @@ def _complete_files(parser: argparse.ArgumentParser, files: Any) -> None:
             for verb in action.choices.values():
                 _complete_files(verb, files)
         elif action.nargs != 0 and action.choices is None and action.type in (None, str):
+            # shtab's own attribute, which argparse does not declare.
             action.complete = files  # type: ignore[attr-defined]
 
 

@@ -11,6 +11,7 @@ from scipy.sparse import csr_matrix
 from scipy.special import expit
 from sklearn.utils.validation import check_is_fitted
 
+from heads.blend_domains import rows_by_domain, weights_of
 from heads.decisions import GlobalThreshold, best_global_threshold
 from heads.folds import Fold, check_folds
 from heads.greedy import TooShallow
@@ -345,8 +346,9 @@ class _Data:
         if not n:
             raise ValueError("P has no rows; a blend needs at least one image")
         truth, unknown = check_truth(Y, mask, stack.shape)
-        found, rows = _rows_by_domain(domains, n)
-        shares = _domain_weights(blend, found)
+        found, rows = rows_by_domain(domains, n)
+        greedy = blend.method == "greedy"
+        shares = weights_of(found, blend.domain_weights, blend.max_source_loss, greedy)
         weight = np.zeros(n)
         for own, share in zip(rows, shares, strict=True):
             weight[own] = share * n / len(own)
@@ -371,36 +373,3 @@ class _Data:
         """Folds over all rows."""
         n = self.stack.shape[0]
         return check_folds(cv, np.empty((n, 0)), self.truth, groups, random_state)
-
-
-def _rows_by_domain(
-    domains: np.ndarray | Sequence[str] | None, n: int
-) -> tuple[list[Any], list[np.ndarray]]:
-    """Domains in the order of their first rows, and the rows of each."""
-    if domains is None:
-        return [None], [np.arange(n)]
-    if len(domains) != n:
-        raise ValueError(f"domains has length {len(domains)}, but the models score {n} rows")
-    names, first, code = np.unique(np.asarray(domains), return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    rows = [np.flatnonzero(code.reshape(-1) == c) for c in order]
-    return names[order].tolist(), rows
-
-
-def _domain_weights(blend: Blend, names: list[Any]) -> np.ndarray:
-    """(D,) of sum 1."""
-    given = blend.domain_weights
-    if blend.max_source_loss is not None:
-        if len(names) < 2 or blend.method != "greedy" or given is not None:
-            raise ValueError(
-                "max_source_loss needs method='greedy', at least two domains and no domain_weights"
-            )
-        return np.eye(len(names))[0]
-    if given is None:
-        return np.full(len(names), 1 / len(names))
-    if set(given) != set(names):
-        raise ValueError(f"domain_weights has {sorted(given)}, but the domains are {names}")
-    weights = np.array([given[name] for name in names], dtype=np.float64)
-    if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
-        raise ValueError(f"domain_weights is {dict(given)}; expected numbers >= 0, one above 0")
-    return weights / weights.sum()

@@ -127,6 +127,7 @@ def best_cut(entries: Entries, weights: np.ndarray) -> Best:
 
 
 def _none(model: int, some: np.ndarray) -> tuple[float, float]:
+    # Entries of several domains together are only averaged; nobody asks for a model alone.
     raise NotImplementedError("models are selected on domains apart")
 
 

@@ -60,6 +60,7 @@ class Stack:
                 raise ValueError(
                     f"{name} has shape {p.shape}, but {named[0]} has shape {models[0].shape}"
                 )
+        # numpy has no public name for the map below a memmap, whose pages are given back.
         return cls(models, named, [p._mmap for p in own])  # type: ignore[attr-defined]
 
     def __len__(self) -> int:

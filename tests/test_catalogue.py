@@ -78,7 +78,7 @@ def test_tables_are_sorted(sort: str, data: Path, capsys: pytest.CaptureFixture[
         assert scores == sorted(scores, reverse=True)
     elif sort == "rate":  # those without one come last
         assert rates[2:] == [None, None]
-        assert rates[:2] == sorted(rates[:2])  # type: ignore[type-var]
+        assert rates[:2] == sorted(rates[:2])
     elif sort == "source":
         assert entries[0].name == "both"
     else:

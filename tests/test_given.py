@@ -29,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = synthetic.write(root / "validation.h5", SOURCE).path
     synthetic.write(root / "stage_2.h5", STAGE_2, shifted=True, labelled=False)
     plain = {"dropout": "0.1", "cv": 3, "source": str(source), "source_weight": "0.1"}
-    commands.fit(FitConfig(str(cache), str(root / "head.h5"), **plain))  # type: ignore[arg-type]
+    commands.fit(FitConfig(str(cache), str(root / "head.h5"), **plain))
     return root
 
 

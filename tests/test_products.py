@@ -141,7 +141,7 @@ def test_affine_heads_of_a_network_become_one_term(
     np.testing.assert_allclose(
         predictor.predict_proba(),
         predictor.content.blend.predict_proba(P),
-        atol=2e-6,  # type: ignore[union-attr]
+        atol=2e-6,
     )
     # Averaged probabilities are no function of one margin.
     path = stored(ridges, "probability", uniform, tmp_path / "blend.h5")

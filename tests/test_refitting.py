@@ -60,7 +60,7 @@ def coefficients(path: Path) -> np.ndarray:
 
 
 def config(data: Path, **more: object) -> RefitConfig:
-    return RefitConfig(str(data / "heads"), **({"caches": [str(data / "new")]} | more))  # type: ignore[arg-type]
+    return RefitConfig(str(data / "heads"), **({"caches": [str(data / "new")]} | more))
 
 
 def test_heads_are_those_of_the_same_recipe_on_the_new_caches(data: Path) -> None:
@@ -98,7 +98,7 @@ def test_in_place_only_with_overwrite(data: Path, capsys: pytest.CaptureFixture[
     done = refit(config(data, overwrite=True))
     assert ([o.name for o in done.sweep.made], done.sweep.present) == (["both.h5"], ["plain.h5"])
     new = FeatureCache(data / "new/stage_1/a.h5").network_id
-    networks = [load(data / f"heads/{n}.h5").network_id for n in ("both", "plain", "b")]  # type: ignore[union-attr]
+    networks = [load(data / f"heads/{n}.h5").network_id for n in ("both", "plain", "b")]
     assert [network == new for network in networks] == [True, True, False]
 
 

@@ -53,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(data: Path, tmp_path: Path, grid: str = GRID, **more: object) -> SweepConfig:
     (tmp_path / "grid.toml").write_text(grid)
     options: dict[str, object] = {"caches": [str(data / "stage_1")], "out": str(tmp_path / "out")}
-    return SweepConfig(grid=str(tmp_path / "grid.toml"), **(options | more))  # type: ignore[arg-type]
+    return SweepConfig(grid=str(tmp_path / "grid.toml"), **(options | more))
 
 
 def weights(path: Path) -> np.ndarray:
@@ -236,7 +236,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
-        return real(one)  # type: ignore[arg-type]
+        return real(one)
 
     monkeypatch.setattr(sweeping, "fit", stopping)
     with pytest.raises(Interrupted, match=r"3 of 8 heads are in .*out; the same command goes on"):
