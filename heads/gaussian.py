@@ -28,7 +28,7 @@ import numpy as np
 from numpy.polynomial.hermite_e import hermegauss
 from scipy.special import ndtr
 
-from heads.losses import RowBatch, residual, times_transposed
+from heads.losses import RowBatch, WeightedRows, residual, times_transposed
 from heads.newton import dot
 
 # Largest variance, pairs of nodes, and for equally spaced ones their reach in standard deviations.
@@ -169,9 +169,8 @@ class GaussianBatch(RowBatch):
 
     def __init__(
         self,
-        Z: np.ndarray,
+        rows: WeightedRows,
         Y: np.ndarray,
-        weight: np.ndarray,
         offset: np.ndarray | None,
         W: np.ndarray,
         b: np.ndarray,
@@ -180,10 +179,8 @@ class GaussianBatch(RowBatch):
         penalty: np.ndarray,
         margin: np.ndarray | None = None,
     ) -> None:
-        super().__init__(Z, Y, weight, offset, W, b, margin)
+        super().__init__(rows, Y, offset, W, b, margin)
         self.squares, self.rho, self.penalty = squares, rho, penalty
-        self.total = weight.sum()
-        self.diagonal = np.einsum("ij,ij,i->j", Z, Z, weight)
         self.variance = self._spread(W * W)
         self.age = 0
         self._expect()

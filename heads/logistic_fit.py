@@ -105,10 +105,10 @@ class _Course:
         return Fitted(D, b, solution.n_iter, solution.converged, margin, variance)
 
     def _origin(self, space: Space, start: Start | None) -> Point:
-        W = np.zeros((len(self.labels), space.Z.shape[1]), space.Z.dtype)
+        W = np.zeros((len(self.labels), space.rows.Z.shape[1]), space.rows.Z.dtype)
         b = self._intercepts(space)
         if start is None:
-            margin = np.repeat(b[:, None], len(space.Z), axis=1)
+            margin = np.repeat(b[:, None], len(space.rows.Z), axis=1)
             if self.offset is not None:
                 margin += self.offset
             return Point(np.inf, W, b, margin)
@@ -119,21 +119,22 @@ class _Course:
 
     def _intercepts(self, space: Space) -> np.ndarray:
         """The best ones without weights, at infinite rho."""
-        b = np.log(self.rate / (1 - self.rate)).astype(space.Z.dtype)
+        b = np.log(self.rate / (1 - self.rate)).astype(space.rows.Z.dtype)
         if self.offset is None:
             return b
         none = np.zeros((len(b), 0), b.dtype)
-        plain = LogisticBatch(space.Z[:, :0], self.Y, self.weight, self.offset, none, 0 * b, none)
+        rows = space.rows.without_features()
+        plain = LogisticBatch(rows, self.Y, self.offset, none, 0 * b, none)
         return minimise(plain, self.tolerance, self.rows.objective.max_iter).b
 
     def _batch(self, space: Space, start: Point, rho: np.ndarray) -> LogisticBatch | GaussianBatch:
         l2 = self.rows.objective.l2
-        problem = space.Z, self.Y, self.weight, self.offset, start.W, start.b
+        problem = space.rows, self.Y, self.offset, start.W, start.b
         if space.squares is None:
             penalty = space.penalty(rho * self.rate * (1 - self.rate), l2)
             return LogisticBatch(*problem, penalty, start.margin)
         penalty = space.penalty(np.zeros_like(rho), l2)
-        strength = rho.astype(space.Z.dtype)
+        strength = rho.astype(space.rows.Z.dtype)
         return GaussianBatch(*problem, space.squares, strength, penalty, start.margin)
 
 

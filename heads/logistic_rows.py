@@ -15,6 +15,7 @@ from heads.features import (
     features_of,
     scaled_coordinates,
 )
+from heads.losses import WeightedRows
 from heads.training import TrainingSet
 
 _WEAK = 0.01  # rho below which coordinates must be precise
@@ -62,7 +63,8 @@ class Space:
     at : Coordinates
     m : (d,)
         Raw second moments of the rows.
-    Z : (n, r)
+    rows : WeightedRows
+        (n, r).
     squares : (n, r) or None
         Of the features that Gaussian noise multiplies.
     held : (t, r) or None
@@ -72,13 +74,13 @@ class Space:
     key: tuple[str, bool]
     at: Coordinates
     m: np.ndarray
-    Z: np.ndarray
+    rows: WeightedRows
     squares: np.ndarray | None
     held: np.ndarray | None
 
     def penalty(self, strength: np.ndarray, l2: float) -> np.ndarray:
         """(k, 1) or (k, r) penalty strength_k m_j + l2 in these coordinates."""
-        dtype = self.Z.dtype
+        dtype = self.rows.Z.dtype
         if self.key[0] == "dropout":
             return strength[:, None].astype(dtype)
         if self.key[0] == "l2":
@@ -150,4 +152,5 @@ class Rows:
             squares = data.rows(images) * at.basis
             squares *= squares
         held = None if self.test is None else at.features(data.view_means(self.test))
-        return Space(key, at, m, features_of(data, images, at), squares, held)
+        rows = WeightedRows.of(features_of(data, images, at), self.weight)
+        return Space(key, at, m, rows, squares, held)

@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from heads.newton import Batch, dot
 
 _TRUST = 8.0  # times the greatest margin: how far it may be tried
+_FEW = 128  # rows that BLAS hardly packs
 
 
 def times_transposed(A: np.ndarray, B: np.ndarray) -> np.ndarray:
-    """A B' for few rows in A and many in B: BLAS packs that in half the time of ``A @ B.T``."""
+    """A B' for many rows in B: with few in A, BLAS packs them in half the time of ``A @ B.T``."""
+    if len(A) >= _FEW:
+        return A @ B.T
     return np.ascontiguousarray((B @ A.T).T)
+
+
+@dataclass(frozen=True)
+class WeightedRows:
+    """Rows that labels are fitted on, and what is needed of them again and again.
+
+    Attributes
+    ----------
+    Z : (n, r)
+        Centred about the weighted mean, so that the intercept stands nearly apart.
+    weight : (n,)
+        a, in the type of Z.
+    diagonal : (r,)
+        e_j = sum_i a_i z_ij^2.
+    """
+
+    Z: np.ndarray
+    weight: np.ndarray
+    diagonal: np.ndarray
+
+    @classmethod
+    def of(cls, Z: np.ndarray, weight: np.ndarray) -> WeightedRows:
+        weight = weight.astype(Z.dtype)
+        return cls(Z, weight, np.einsum("ij,ij,i->j", Z, Z, weight))
+
+    def without_features(self) -> WeightedRows:
+        return WeightedRows(self.Z[:, :0], self.weight, self.diagonal[:0])
 
 
 class RowBatch(Batch):
@@ -19,10 +51,8 @@ class RowBatch(Batch):
 
     Parameters
     ----------
-    Z : (n, r)
-        Centred about the weighted mean, so that the intercept stands nearly apart.
+    rows : WeightedRows
     Y : (k, n)
-    weight : (n,)
     offset : (k, n) or None
         Added to the margins.
     W : (k, r), b : (k,)
@@ -36,15 +66,15 @@ class RowBatch(Batch):
 
     def __init__(
         self,
-        Z: np.ndarray,
+        rows: WeightedRows,
         Y: np.ndarray,
-        weight: np.ndarray,
         offset: np.ndarray | None,
         W: np.ndarray,
         b: np.ndarray,
         margin: np.ndarray | None = None,
     ) -> None:
-        self.Z, self.weight = Z, weight
+        self.Z, self.weight, self.diagonal = rows.Z, rows.weight, rows.diagonal
+        self.total = rows.weight.sum()
         self.Y, self.offset = Y, offset
         self.W, self.b = W.copy(), b.copy()
         if margin is None:
@@ -122,19 +152,16 @@ class LogisticBatch(RowBatch):
 
     def __init__(
         self,
-        Z: np.ndarray,
+        rows: WeightedRows,
         Y: np.ndarray,
-        weight: np.ndarray,
         offset: np.ndarray | None,
         W: np.ndarray,
         b: np.ndarray,
         penalty: np.ndarray,
         margin: np.ndarray | None = None,
     ) -> None:
-        super().__init__(Z, Y, weight, offset, W, b, margin)
+        super().__init__(rows, Y, offset, W, b, margin)
         self.penalty = penalty
-        self.total = weight.sum()
-        self.squares = np.einsum("ij,ij,i->j", Z, Z, weight)
         self.p = tail(self.margin)
         self.r = residual(self.margin, self.p, Y)
         self.by_label += ["penalty", "r", "p", "h"]
@@ -143,7 +170,7 @@ class LogisticBatch(RowBatch):
         weighted = self.r * self.weight
         self.h = self.p * (1 - self.p)
         self.c = self._curvature(self.h)
-        self.M = (self.c / self.total)[:, None] * self.squares + self.penalty
+        self.M = (self.c / self.total)[:, None] * self.diagonal + self.penalty
         return weighted @ self.Z + self.penalty * self.W, weighted.sum(axis=1)
 
     def precondition(self, g: np.ndarray, g_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
