@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
+from scipy.linalg import get_blas_funcs
 
 _ROWS = 4096  # rows of one product: float32 inside, float64 between
+
+Block = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows, targets, weights
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Moments:
     x : (d,)
         sum_i a_i (x_i - o)
     xx : (d, d)
-        sum_i a_i (x_i - o) (x_i - o)'
+        Lower triangle, zeros above it, of sum_i a_i (x_i - o) (x_i - o)'
     t : (k,)
         sum_i a_i t_i
     xt : (d, k)
@@ -60,33 +65,50 @@ class Moments:
         Products run in the type of X over a few thousand rows at a time and are
         added in float64: O(n d (d + k)) time, O(d (d + k)) memory.
         """
-        total = cls.zero(origin, T.shape[1])
-        o = origin.astype(X.dtype)
-        for start in range(0, len(X), _ROWS):
-            at = slice(start, start + _ROWS)
-            root = np.sqrt(weight[at]).astype(X.dtype)
-            rows = (X[at] - o) * root[:, None]
-            targets = T[at] * root[:, None]
-            # One array times itself: BLAS makes half of the product only.
-            total.xx[...] += rows.T @ rows
-            total.xt[...] += rows.T @ targets
-            total.x[...] += root @ rows
-            total.t[...] += root @ targets
-            total.tt[...] += np.einsum("ik,ik->k", targets, targets)
-        return replace(total, weight=float(weight.sum()))
+        return cls.of_blocks([(X, T, weight)], origin, T.shape[1])
+
+    @classmethod
+    def of_blocks(cls, blocks: Iterable[Block], origin: np.ndarray, n_targets: int) -> Moments:
+        """:meth:`of` rows that come some at a time."""
+        total = cls.zero(origin, n_targets)
+        sum_of_weights = 0.0
+        for X, T, weight in blocks:
+            sum_of_weights += float(weight.sum())
+            for start in range(0, len(X), _ROWS):
+                at = slice(start, start + _ROWS)
+                total._add(X[at], T[at], np.sqrt(weight[at]).astype(X.dtype))
+        return replace(total, weight=sum_of_weights)
+
+    def _add(self, X: np.ndarray, T: np.ndarray, root: np.ndarray) -> None:
+        """Add some rows, of which `root` are the roots of the weights, in place."""
+        rows = X - self.origin.astype(X.dtype)
+        targets = T
+        if not np.all(root == 1):
+            rows *= root[:, None]
+            targets = T * root[:, None]
+        # Half of the product only; in Fortran's order it is the upper triangle.
+        (rank_update,) = get_blas_funcs(("syrk",), (rows,))
+        self.xx[...] += rank_update(1.0, rows.T).T
+        self.xt[...] += rows.T @ targets
+        self.x[...] += root @ rows
+        self.t[...] += root @ targets
+        self.tt[...] += np.einsum("ik,ik->k", targets, targets)
+
+    @classmethod
+    def sum(cls, parts: Iterable[Moments]) -> Moments:
+        """Moments of the rows of all parts, of which there is at least one."""
+        first, *others = parts
+        if not all(np.array_equal(part.origin, first.origin) for part in others):
+            raise ValueError("moments about different origins cannot be added; use one origin")
+        sums: dict[str, np.ndarray] = {}
+        for name in ("x", "xx", "t", "xt", "tt"):
+            sums[name] = getattr(first, name).copy()
+            for part in others:
+                sums[name] += getattr(part, name)
+        return cls(first.origin, first.weight + sum(part.weight for part in others), **sums)
 
     def __add__(self, other: Moments) -> Moments:
-        if not np.array_equal(self.origin, other.origin):
-            raise ValueError("moments about different origins cannot be added; use one origin")
-        return Moments(
-            origin=self.origin,
-            weight=self.weight + other.weight,
-            x=self.x + other.x,
-            xx=self.xx + other.xx,
-            t=self.t + other.t,
-            xt=self.xt + other.xt,
-            tt=self.tt + other.tt,
-        )
+        return Moments.sum([self, other])
 
     def targets(self, columns: np.ndarray) -> Moments:
         """The same rows with some of the targets only."""
@@ -95,10 +117,16 @@ class Moments:
     def squared_error(self, D: np.ndarray, b: np.ndarray) -> np.ndarray:
         """(k,) sum_i a_i (t_i - b - D x_i)^2; products in the type of D (k, d)."""
         c = b + D @ self.origin
-        fitted = np.einsum("kj,kj->k", D @ self.xx.astype(D.dtype), D, dtype=np.float64)
+        triangle = self._xx32 if D.dtype == np.float32 else self.xx
+        fitted = 2 * np.einsum("kj,kj->k", D @ triangle, D, dtype=np.float64)
+        fitted -= np.einsum("kj,kj,j->k", D, D, np.diag(self.xx))
         crossed = np.einsum("kj,jk->k", D, self.xt)
         linear = D @ self.x
         return fitted + 2 * c * linear + c * c * self.weight - 2 * (crossed + c * self.t) + self.tt
+
+    @cached_property
+    def _xx32(self) -> np.ndarray:
+        return self.xx.astype(np.float32)
 
     @property
     def mean_x(self) -> np.ndarray:
@@ -119,4 +147,7 @@ class Moments:
     def centred(self) -> tuple[np.ndarray, np.ndarray]:
         """(d, d) and (d, k) sums of products about the means."""
         x = self.x / self.weight
-        return self.xx - np.outer(self.x, x), self.xt - np.outer(x, self.t)
+        xx = np.outer(self.x, -x)
+        xx += self.xx
+        xx += np.tril(self.xx, -1).T
+        return xx, self.xt - np.outer(x, self.t)

@@ -12,7 +12,7 @@ _STEPS = 100
 _TOL = 1e-8
 _BINS = 1 << 16
 _TINY = 1e-7  # probabilities are kept this far from 0 and 1 before taking logits
-_BLOCK = 1 << 20  # probabilities that are looked at at once
+_BLOCK = 1 << 18  # probabilities that are looked at at once
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,15 @@ class PlattScaling:
 
     def transform(self, scores: np.ndarray) -> np.ndarray:
         """Probabilities in the type of the scores."""
-        return expit(scores * scores.dtype.type(self.slope) + scores.dtype.type(self.intercept))
+        slope, intercept = scores.dtype.type(self.slope), scores.dtype.type(self.intercept)
+        P = np.empty_like(scores)
+        rows = max(1, _BLOCK // max(1, scores.shape[-1]))
+        for start in range(0, len(scores), rows):
+            block = P[start : start + rows]
+            np.multiply(scores[start : start + rows], slope, out=block)
+            block += intercept
+            expit(block, out=block)
+        return P
 
 
 def fit_platt(
@@ -108,10 +116,16 @@ def binned(
     per_unit = (_BINS - 1) / max(high - low, 1e-300)
     sums = np.zeros((3, _BINS))
     for s, y, a in parts:
-        s, a = s.ravel().astype(np.float64), np.broadcast_to(a, s.shape).ravel()
+        s, y, a = s.ravel().astype(np.float64), y.ravel(), np.broadcast_to(a, s.shape).ravel()
         index = ((s - low) * per_unit).astype(np.intp)
-        for total, values in zip(sums, (a, a * s, a * y.ravel()), strict=True):
-            total += np.bincount(index, values, minlength=_BINS)
+        if np.all(a == a[0]):  # counted without weights, which is quicker
+            sums[0] += a[0] * np.bincount(index, minlength=_BINS)
+            sums[1] += a[0] * np.bincount(index, s, minlength=_BINS)
+        else:
+            sums[0] += np.bincount(index, a, minlength=_BINS)
+            sums[1] += np.bincount(index, a * s, minlength=_BINS)
+        (held,) = np.nonzero(y)  # few
+        sums[2] += np.bincount(index[held], a[held] * y[held], minlength=_BINS)
     a, s, y = sums[:, sums[0] > 0]
     return s / a, y / a, a
 

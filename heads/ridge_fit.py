@@ -6,17 +6,16 @@ it is solved on the side of rows or of features, whichever is smaller.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
 from itertools import islice
-from operator import add
 from typing import Any
 
 import numpy as np
 
 from heads.dropout import rho_from_dropout
 from heads.folds import Fold
-from heads.moments import Moments
+from heads.moments import Block, Moments
 from heads.parallel import Map
 from heads.rare import squared_rare_bias, trainable
 from heads.selection import OutOfFold
@@ -66,14 +65,17 @@ class _Part:
         D, b = self._safe(rho).coefficients(rho)
         return D.astype(self.data.dtype), b.astype(self.data.dtype)
 
-    def predict(self, rho: float) -> np.ndarray:
-        """(r, k) scores of the test images, W0 apart."""
+    def predict(self, rho: float) -> Iterator[np.ndarray]:
+        """Scores of the test images, W0 apart, some rows at a time."""
         assert self.test is not None
         if isinstance(self.system, RowSystem):
-            return self.system.predict(rho)
+            yield self.system.predict(rho)
+            return
         D, b = self.coefficients(rho)
-        scores = [self.data.view_means(run) @ D.T + b for run in self.data.chunks(self.test)]
-        return np.concatenate(scores)
+        for run in self.data.chunks(self.test):
+            scores = self.data.view_means(run) @ D.T
+            scores += b
+            yield scores
 
     def held_out(self, rho: float, blocks: list[np.ndarray]) -> np.ndarray:
         """(m v, k) scores of training rows without their block, W0 apart."""
@@ -96,12 +98,14 @@ def image_moments(
     data: TrainingSet, images: np.ndarray, labels: np.ndarray, dtype: np.dtype[Any]
 ) -> Moments:
     """Moments of the rows of `images`, chunk by chunk, with products in `dtype`."""
-    total = Moments.zero(_origin(data), len(labels))
-    for run in data.chunks(images):
-        X = data.rows(run).astype(dtype, copy=False)
-        T = residual_targets(data, run, labels).astype(dtype, copy=False)
-        total = total + Moments.of(X, T, data.row_weight(run), total.origin)
-    return total
+
+    def blocks() -> Iterator[Block]:
+        for run in data.chunks(images):
+            X = data.rows(run).astype(dtype, copy=False)
+            T = residual_targets(data, run, labels).astype(dtype, copy=False)
+            yield X, T, data.row_weight(run)
+
+    return Moments.of_blocks(blocks(), _origin(data), len(labels))
 
 
 def _origin(data: TrainingSet) -> np.ndarray:
@@ -136,12 +140,13 @@ def fold_moments(
     # In pieces, since folds alone would not keep all cores busy.
     pieces = [piece for _, test in folds for piece in np.array_split(test, _PIECES) if len(piece)]
     made = run(lambda piece: image_moments(data, piece, labels, data.dtype), pieces)
-    parts = [reduce(add, islice(made, min(_PIECES, len(test)))) for _, test in folds]
-    shared: list[FoldMoments | None] = []
-    for index, part in enumerate(parts):
-        others = parts[:index] + parts[index + 1 :]
-        shared.append(FoldMoments(labels, reduce(add, others), part))
-    return shared
+    parts = [Moments.sum(islice(made, min(_PIECES, len(test)))) for _, test in folds]
+
+    def of_fold(fold: int) -> FoldMoments:
+        others = Moments.sum(parts[:fold] + parts[fold + 1 :])
+        return FoldMoments(labels, others, parts[fold])
+
+    return list(run(of_fold, range(len(folds))))
 
 
 class RidgeFit:
@@ -196,17 +201,27 @@ class RidgeFit:
         errors[self.rare] = data.weight[self.test] @ (left * left)
         return errors
 
-    def predict(self, rho: float) -> np.ndarray:
-        """(r, K) scores of the test images."""
-        assert self.test is not None
-        base = self.data.base_means(self.test)
-        scores = np.zeros((len(self.test), self.data.n_labels), self.data.dtype)
+    def predict(self, rho: float, scores: np.ndarray) -> None:
+        """Set the rows of the test images in the scores (n, K) of all images, zeros before."""
+        data, test = self.data, self.test
+        assert test is not None
         for part in self.parts:
-            scores[:, part.labels] = part.predict(rho)
+            done = 0
+            for some in part.predict(rho):
+                images = test[done : done + len(some)]
+                done += len(some)
+                if len(part.labels) == data.n_labels:
+                    scores[images] = some
+                else:
+                    scores[np.ix_(images, part.labels)] = some
+        base = data.base_means(test)
+        if base is None and not len(self.rare):
+            return
+        rows = scores[test]
         if base is not None:
-            scores += base
-        self._score_rare(scores, base)
-        return scores
+            rows += base
+        self._score_rare(rows, base)
+        scores[test] = rows
 
     def _score_rare(self, scores: np.ndarray, base: np.ndarray | None) -> None:
         scores[:, self.rare] = self.rare_bias
@@ -319,12 +334,15 @@ class FoldScores:
     def _make(self, rates: list[float]) -> None:
         shape = (self.data.n_images, self.data.n_labels)
         for rate in rates:
-            self.ready[rate] = np.empty(shape, self.data.dtype)
+            self.ready[rate] = np.zeros(shape, self.data.dtype)
 
-        tasks = [(rate, fit) for rate in rates for fit in self.fits]
-        made = self.run(lambda task: task[1].predict(float(rho_from_dropout(task[0]))), tasks)
-        for (rate, fit), scores in zip(tasks, made, strict=True):
-            self.ready[rate][fit.test] = scores
+        def predict(task: tuple[float, RidgeFit]) -> None:
+            rate, fit = task
+            fit.predict(float(rho_from_dropout(rate)), self.ready[rate])
+
+        # Folds have rows of their own in the scores.
+        for _ in self.run(predict, ((rate, fit) for rate in rates for fit in self.fits)):
+            pass
 
 
 def _blocks(data: TrainingSet, images: np.ndarray) -> list[np.ndarray]:

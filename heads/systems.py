@@ -214,7 +214,9 @@ class FeatureSystem:
         made = self._made
         if made is None or made[0] != (name, dtype):
             scale = inverse_root(shape)
-            gram = (self.xx * scale * scale[:, None]).astype(dtype, copy=False)
+            scaled = self.xx * scale
+            scaled *= scale[:, None]
+            gram = scaled.astype(dtype, copy=False)
             self._made = made = ((name, dtype), gram, scale)
         return made[1], made[2], size
 
