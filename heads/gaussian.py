@@ -28,7 +28,7 @@ import numpy as np
 from numpy.polynomial.hermite_e import hermegauss
 from scipy.special import ndtr
 
-from heads.losses import RowBatch, WeightedRows, residual, times_transposed
+from heads.losses import Labels, RowBatch, WeightedRows, times_transposed
 from heads.newton import dot
 
 # Largest variance, pairs of nodes, and for equally spaced ones their reach in standard deviations.
@@ -183,29 +183,36 @@ class GaussianBatch(RowBatch):
         self.squares, self.rho, self.penalty = squares, rho, penalty
         self.variance = self._spread(W * W)
         self.age = 0
-        self._expect()
-        self.by_label += ["rho", "penalty", "variance", "r", "h"]
-
-    def _expect(self) -> None:
-        mean, self.h = expected_tail(self.margin, self.variance)
-        self.r = residual(self.margin, mean, self.Y)
+        self.h = np.empty_like(self.margin)  # times a
+        self.by_label += ["rho", "penalty", "variance", "h"]
+        self._look_at_all()
 
     def _spread(self, products: np.ndarray) -> np.ndarray:
         return times_transposed(self.rho[:, None] * products, self.squares)
+
+    def _look_at_all(self) -> None:
+        for labels in self.blocks(len(self.b)):
+            self._look(labels, self.margin[labels], self.variance[labels])
+
+    def _look(self, labels: Labels, margin: np.ndarray, variance: np.ndarray) -> None:
+        mean, h = expected_tail(margin, variance)
+        h *= self.weight
+        self.h[labels] = h
+        self._note(labels, margin, mean, h.sum(axis=1))
 
     def gradient(self) -> tuple[np.ndarray, np.ndarray]:
         self.age += 1
         if self.age % _REFRESH == 0:
             # Variances that have come down from far larger ones keep their rounding errors.
             self.variance = self._spread(self.W * self.W)
-            self._expect()
-        weighted = self.r * self.weight
-        shrink = (self.h * self.weight) @ self.squares
+            self._look_at_all()
+        shrink = self.h @ self.squares
         shrink *= self.rho[:, None]
         shrink += self.penalty
-        self.c = self._curvature(self.h)
         self.M = (self.c / self.total)[:, None] * self.diagonal + shrink
-        return weighted @ self.Z + shrink * self.W, weighted.sum(axis=1)
+        shrink *= self.W
+        shrink += self.r @ self.Z
+        return shrink, self.r.sum(axis=1)
 
     def precondition(self, g: np.ndarray, g_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.divide(g, self.M, out=np.zeros_like(g), where=self.M > 0), g_b / self.c
@@ -213,7 +220,6 @@ class GaussianBatch(RowBatch):
     def aim(self, direction: np.ndarray, direction_b: np.ndarray) -> None:
         self.direction, self.direction_b = direction, direction_b
         self.q = self._margins(direction, direction_b)
-        self.aq = self.q * self.weight
         # v at t: variance + 2 t tilt + t^2 bend.
         scaled = self.rho[:, None] * direction
         both = times_transposed(np.concatenate([self.W * scaled, direction * scaled]), self.squares)
@@ -223,29 +229,34 @@ class GaussianBatch(RowBatch):
         self.linear = dot(penalised, self.W)
 
     def second(self) -> np.ndarray:
-        return dot(self.weight * self.h, self.q * self.q + self.bend) + self.square
+        second = self.square.copy()
+        for labels in self.blocks(len(self.b)):
+            q = self.q[labels]
+            second[labels] += dot(self.h[labels], q * q + self.bend[labels])
+        return second
 
     def slope(self, t: np.ndarray, part: np.ndarray) -> np.ndarray:
-        some = slice(None) if len(part) == len(self.b) else part
-        step = t[:, None]
-        tilt = self.bend[some] * step
-        tilt += self.tilt[some]  # half of dv / dt
-        variance = tilt + self.tilt[some]
-        variance *= step
-        variance += self.variance[some]
-        margin = step * self.q[some]
-        margin += self.margin[some]
-        mean, h = expected_tail(margin, np.maximum(variance, 0, out=variance))
-        r = residual(margin, mean, self.Y[some])
-        self.r[some], self.h[some] = r, h
-        tilt *= self.weight
-        first = dot(self.aq[some], r) + dot(h, tilt)
-        return first + self.linear[some] + t * self.square[some]
+        slope = self.linear[part] + t * self.square[part]
+        for some in self.blocks(len(part)):
+            labels, step = self._some(part, some), t[some, None]
+            tilt = self.bend[labels] * step
+            tilt += self.tilt[labels]  # half of dv / dt
+            variance = tilt + self.tilt[labels]
+            variance *= step
+            variance += self.variance[labels]
+            q = self.q[labels]
+            margin = step * q
+            margin += self.margin[labels]
+            self._look(labels, margin, np.maximum(variance, 0, out=variance))
+            slope[some] += dot(q, self.r[labels]) + dot(self.h[labels], tilt)
+        return slope
 
     def move(self, t: np.ndarray) -> None:
-        step = t[:, None]
-        self.W += step * self.direction
+        self.W += t[:, None] * self.direction
         self.b += t * self.direction_b
-        self.margin += step * self.q
-        self.variance += step * (2 * self.tilt + step * self.bend)
-        np.maximum(self.variance, 0, out=self.variance)
+        for labels in self.blocks(len(self.b)):
+            step = t[labels, None]
+            self.margin[labels] += step * self.q[labels]
+            variance = self.variance[labels]
+            variance += step * (2 * self.tilt[labels] + step * self.bend[labels])
+            np.maximum(variance, 0, out=variance)

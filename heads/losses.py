@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -10,6 +12,9 @@ from heads.newton import Batch, dot
 
 _TRUST = 8.0  # times the greatest margin: how far it may be tried
 _FEW = 128  # rows that BLAS hardly packs
+_CACHED = 1 << 16  # entries that are worked on at once: they stay in the processor's cache
+
+Labels: TypeAlias = "slice | np.ndarray"
 
 
 def times_transposed(A: np.ndarray, B: np.ndarray) -> np.ndarray:
@@ -61,7 +66,6 @@ class RowBatch(Batch):
         There, if known.
     """
 
-    r: np.ndarray  # expected sigma(mu) - y
     q: np.ndarray  # what a step of 1 adds to the margins
 
     def __init__(
@@ -75,7 +79,7 @@ class RowBatch(Batch):
     ) -> None:
         self.Z, self.weight, self.diagonal = rows.Z, rows.weight, rows.diagonal
         self.total = rows.weight.sum()
-        self.Y, self.offset = Y, offset
+        self.Y = Y
         self.W, self.b = W.copy(), b.copy()
         if margin is None:
             self.margin = self._margins(W, b)
@@ -83,23 +87,40 @@ class RowBatch(Batch):
                 self.margin += offset
         else:
             self.margin = margin.copy()
-        self.by_label = ["Y", "offset", "margin", "W", "b", "M", "c", "reach"]
+        self.r = np.empty_like(self.margin)  # a (expected sigma(mu) - y)
+        self.c = np.empty_like(self.b)
+        self.reach = np.empty_like(self.b)
+        self.by_label = ["Y", "margin", "W", "b", "r", "c", "reach", "M"]
 
     def _margins(self, W: np.ndarray, b: np.ndarray) -> np.ndarray:
         margin = times_transposed(W, self.Z)
         margin += b[:, None]
         return margin
 
-    def _curvature(self, h: np.ndarray) -> np.ndarray:
-        """(k,) sum of a_i h_i, or what leads over the greatest margin if that is more.
+    def blocks(self, number: int) -> Iterator[slice]:
+        """Some of a number of labels at a time: their rows stay in the processor's cache."""
+        step = max(1, _CACHED // self.Y.shape[1])
+        for start in range(0, number, step):
+            yield slice(start, min(start + step, number))
 
-        A row far on the wrong side has no curvature, but a residual of 1: steps by h
-        alone would know no bounds.
+    def _some(self, part: np.ndarray, some: slice) -> Labels:
+        """Some labels of a part; views where that is all of them."""
+        return some if len(part) == len(self.b) else part[some]
+
+    def _note(self, labels: Labels, margin: np.ndarray, tail: np.ndarray, h: np.ndarray) -> None:
+        """Set r, reach and c of labels (m) at margins (m, n), h the sums (m,) of a_i h_i.
+
+        c is h, or what leads over the greatest margin if that is more: a row far on the
+        wrong side has no curvature, but a residual of 1, and steps by h alone would know
+        no bounds.
         """
-        self.reach = 1 + np.maximum(self.margin.max(axis=1), -self.margin.min(axis=1))
-        bound = np.abs(self.r) @ self.weight / self.reach
-        c: np.ndarray = np.maximum(h @ self.weight, bound)
-        return np.maximum(c, np.finfo(c.dtype).tiny)
+        r = residual(margin, tail, self.Y[labels])
+        r *= self.weight
+        self.r[labels] = r
+        reach = 1 + np.maximum(margin.max(axis=1), -margin.min(axis=1))
+        self.reach[labels] = reach
+        bound = np.abs(r, out=r).sum(axis=1) / reach
+        self.c[labels] = np.maximum(np.maximum(h, bound), np.finfo(h.dtype).tiny)
 
     def furthest(self) -> np.ndarray:
         """Where margins have gone several times as far as any is now.
@@ -111,9 +132,7 @@ class RowBatch(Batch):
 
     def keep(self, kept: np.ndarray) -> None:
         for name in self.by_label:
-            value = getattr(self, name)
-            if value is not None:
-                setattr(self, name, value[kept])
+            setattr(self, name, getattr(self, name)[kept])
 
 
 def base_rate_loss(Y: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -162,16 +181,18 @@ class LogisticBatch(RowBatch):
     ) -> None:
         super().__init__(rows, Y, offset, W, b, margin)
         self.penalty = penalty
-        self.p = tail(self.margin)
-        self.r = residual(self.margin, self.p, Y)
-        self.by_label += ["penalty", "r", "p", "h"]
+        self.by_label.append("penalty")
+        for labels in self.blocks(len(self.b)):
+            self._look(labels, self.margin[labels])
+
+    def _look(self, labels: Labels, margin: np.ndarray) -> None:
+        p = tail(margin)
+        h = p * (1 - p)
+        self._note(labels, margin, p, h @ self.weight)
 
     def gradient(self) -> tuple[np.ndarray, np.ndarray]:
-        weighted = self.r * self.weight
-        self.h = self.p * (1 - self.p)
-        self.c = self._curvature(self.h)
         self.M = (self.c / self.total)[:, None] * self.diagonal + self.penalty
-        return weighted @ self.Z + self.penalty * self.W, weighted.sum(axis=1)
+        return self.r @ self.Z + self.penalty * self.W, self.r.sum(axis=1)
 
     def precondition(self, g: np.ndarray, g_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return g / self.M, g_b / self.c
@@ -179,25 +200,32 @@ class LogisticBatch(RowBatch):
     def aim(self, direction: np.ndarray, direction_b: np.ndarray) -> None:
         self.direction, self.direction_b = direction, direction_b
         self.q = self._margins(direction, direction_b)
-        self.aq = self.q * self.weight
         penalised = self.penalty * direction
         self.square = dot(penalised, direction)
         self.linear = dot(penalised, self.W)
 
     def second(self) -> np.ndarray:
-        return np.einsum("kn,kn,kn->k", self.aq, self.q, self.h) + self.square
+        second = self.square.copy()
+        for labels in self.blocks(len(self.b)):
+            p = tail(self.margin[labels])
+            p *= 1 - p
+            p *= self.weight
+            second[labels] += np.einsum("kn,kn,kn->k", p, self.q[labels], self.q[labels])
+        return second
 
     def slope(self, t: np.ndarray, part: np.ndarray) -> np.ndarray:
-        some = slice(None) if len(part) == len(self.b) else part
-        margin = t[:, None] * self.q[some]
-        margin += self.margin[some]
-        p = tail(margin)
-        r = residual(margin, p, self.Y[some])
-        self.r[some], self.p[some] = r, p
-        return dot(self.aq[some], r) + self.linear[some] + t * self.square[some]
+        slope = self.linear[part] + t * self.square[part]
+        for some in self.blocks(len(part)):
+            labels, step = self._some(part, some), t[some, None]
+            q = self.q[labels]
+            margin = step * q
+            margin += self.margin[labels]
+            self._look(labels, margin)
+            slope[some] += dot(q, self.r[labels])
+        return slope
 
     def move(self, t: np.ndarray) -> None:
         self.W += t[:, None] * self.direction
         self.b += t * self.direction_b
-        self.q *= t[:, None]
-        self.margin += self.q
+        for labels in self.blocks(len(self.b)):
+            self.margin[labels] += t[labels, None] * self.q[labels]
