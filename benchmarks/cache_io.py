@@ -4,7 +4,8 @@ Questions, each asked of the same numbers in every format, files in the page cac
 contestants taking turns:
 
 read
-    all features, as they are, into memory;
+    all features, as they are, into memory: at once, and some thousand rows at a time, as who
+    computes on them reads; the copy of an array in memory shows what the machine allows;
 rows
     1,000 rows in random order, as they are, by their numbers;
 ids
@@ -33,6 +34,7 @@ from benchmarks.measure import peer, report, take_turns
 from featcache import FeatureCache
 
 ROWS = 1000
+RUN = 1024  # rows that are read one after another
 CHUNK = 256  # rows of a chunk, a row group, and of what is written at once
 
 Read = Callable[[], np.ndarray]
@@ -136,6 +138,21 @@ def contestants(formats: Formats, chosen: np.ndarray) -> dict[str, Readers]:
     return found
 
 
+def further_readings(formats: Formats) -> dict[str, Read]:
+    """A cache read in runs of rows, and the copy of an array that is in memory already."""
+    cache = FeatureCache(formats.folder / "cache.h5")
+    loaded = np.array(cache.features)[:, 0]
+
+    def in_runs() -> np.ndarray:
+        features = cache.features[:, 0]
+        read = np.empty(features.shape, features.dtype)
+        for start in range(0, len(read), RUN):
+            read[start : start + RUN] = features[start : start + RUN]
+        return read
+
+    return {f"FeatureCache, {RUN:,} rows at a time": in_runs, "array in memory": loaded.copy}
+
+
 def _hdf5(data: Any, chosen: np.ndarray) -> Readers:
     order = np.argsort(chosen)
     back = np.argsort(order)
@@ -201,6 +218,8 @@ def main() -> None:
         known = contestants(formats, chosen)
         for question in ("read", "rows", "x"):
             asked = {who: getattr(readers, question) for who, readers in known.items()}
+            if question == "read":
+                asked |= further_readings(formats)
             rows += ask(question, asked, repeats)
         # By themselves: whoever follows one that reads gigabytes finds no memory at hand.
         rows += ask("ids", looked_up(formats, chosen), 5 * repeats)
