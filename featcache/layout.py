@@ -51,6 +51,7 @@ from featcache.errors import InputError
 FORMAT = 1
 FEATURE_DTYPE = np.dtype("<f2")
 REASON_LENGTH = 200
+_PAGE = 4096  # bytes; arrays of so many begin on a page, where copies of a map are quickest
 
 # The extent of each dataset: n images, v views, d features, K classes, others as they come.
 _SHAPES = {
@@ -97,7 +98,8 @@ def create(path: Path, contents: CacheContents, rows: int | None = None) -> int:
         written without HDF5.
     """
     shape = (contents.shape[0] if rows is None else rows, *contents.shape[1:])
-    with h5py.File(path, "w") as file:
+    page = {"alignment_threshold": _PAGE, "alignment_interval": _PAGE}
+    with h5py.File(path, "w", **page) as file:
         file.attrs["provenance"] = json.dumps(contents.recorded())
         for name, value in contents.arrays().items():
             file.create_dataset(name, data=value)

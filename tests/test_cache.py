@@ -277,6 +277,12 @@ def test_invalid_rows_keep_their_place(tmp_path: Path) -> None:
         assert file["skipped/id"].asstr()[:].tolist() == ["bé", "d"]
 
 
+def test_features_begin_on_a_page(tmp_path: Path) -> None:
+    FeatureCache.write(tmp_path / "c.h5", np.zeros((3, 1000), np.float32), ["a", "b", "c"])
+    with h5py.File(tmp_path / "c.h5") as file:
+        assert file["features"].id.get_offset() % 4096 == 0
+
+
 def test_large_provenance_fits(tmp_path: Path) -> None:
     """HDF5 keeps at most 64 KiB of attributes inside an object header."""
     text = "π" * 200_000
