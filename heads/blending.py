@@ -18,7 +18,6 @@ from heads.greedy import TooShallow
 from heads.honest import nested
 from heads.inputs import Matrix, check_beta, check_missed, check_truth
 from heads.markup import Markup
-from heads.parallel import Map, worker_threads
 from heads.pareto import pareto_front
 from heads.results import ShowsResults, weights_table
 from heads.screening import Entries, Truth, screened, space
@@ -199,8 +198,7 @@ class Blend(ShowsResults):
         self._check()
         data = _Data.of(self, P, Y, domains, mask, missed, names)
         folds = None if self.cv is None else data.folds(self.cv, groups, self.random_state)
-        with worker_threads() as run:
-            found = self._selected(data, folds, run)
+        found = self._selected(data, folds)
         self.weights_ = found.choice.weights
         self.domains_ = data.names
         self.n_features_in_ = data.stack.shape[1]
@@ -260,7 +258,7 @@ class Blend(ShowsResults):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
 
-    def _selected(self, data: _Data, folds: list[Fold] | None, run: Map) -> _Selected:
+    def _selected(self, data: _Data, folds: list[Fold] | None) -> _Selected:
         """What is chosen on the entries that can matter; deeper ones are read where needed."""
         logits, depth = self.average == "logit", _DEPTH
         if self.method == "simplex" and len(data.stack) * np.prod(data.stack.shape) <= _ALL:
@@ -278,12 +276,12 @@ class Blend(ShowsResults):
         while True:
             kept = [data.entries(d, self.beta, logits, depth) for d in range(len(data.rows))]
             try:
-                choice = choose(kept, rule, run)
+                choice = choose(kept, rule)
                 front = held_out = None
                 if len(kept) > 1 and choice.path is not None:
-                    front = pareto_front(kept, choice.path, rule, self.trade_offs or (), run)
+                    front = pareto_front(kept, choice.path, rule, self.trade_offs or ())
                 if folds is not None:
-                    held_out = nested(kept, data.rows, folds, rule, run).results()
+                    held_out = nested(kept, data.rows, folds, rule).results()
                 return _Selected(choice, front, held_out)
             except TooShallow:
                 depth *= _DEEPER

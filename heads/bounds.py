@@ -14,7 +14,6 @@ beaten are sorted, and swept cut by cut.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -49,27 +48,90 @@ class Best:
     cut: float
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Bins of descending score.
+
+    Attributes
+    ----------
+    low, scale : float
+        A score is in step (score - low) * scale, rounded down, from 0 to the last one.
+    table : (S,) int64
+        From steps to bins, which have numbers from 1 on; the one after the last bin is that of
+        scores too low to be in any.
+    edge : (J,) array
+        Lower ends of the bins.
+    """
+
+    low: float
+    scale: float
+    table: np.ndarray
+    edge: np.ndarray
+
+    @classmethod
+    def of(cls, score: np.ndarray, floor: float, near: float) -> Grid:
+        """Bins of scores above `floor`, the finer the nearer to the best cut they may be.
+
+        `near` is about how many labels that passes.
+        """
+        high = score.max(initial=floor)
+        whole = not np.isfinite(floor)
+        if whole:
+            floor = score.min(initial=high)
+        if not high > floor:
+            return cls(floor, 0.0, np.full(1, 1 if whole else 2), np.array([floor]))
+        scale = (_STEPS - 1) / (high - floor)
+        passed = np.cumsum(np.bincount(_steps(score, floor, scale, _STEPS), minlength=_STEPS)[::-1])
+        last = np.unique(np.minimum(np.searchsorted(passed, _ENDS * near), _STEPS - 2))
+        if whole:
+            last = np.append(last, _STEPS - 1)
+        table = np.searchsorted(last, np.arange(_STEPS))[::-1] + 1
+        return cls(floor, scale, table, floor + (_STEPS - 1 - last) / scale)
+
+    def steps(self, score: np.ndarray) -> np.ndarray:
+        """Step (int64) of each score."""
+        return _steps(score, self.low, self.scale, len(self.table))
+
+    def bins(self, score: np.ndarray) -> np.ndarray:
+        """Bin (int64) of each score."""
+        return self.table.take(self.steps(score))
+
+
+def _steps(score: np.ndarray, low: float, scale: float, count: int) -> np.ndarray:
+    scaled = score - low
+    scaled *= scale
+    np.maximum(scaled, 0, out=scaled)
+    np.minimum(scaled, count - 1, out=scaled)
+    return scaled.astype(np.int64)
+
+
 class Bounds:
     """What the cuts of a candidate are worth at most.
 
     Parameters
     ----------
     score : (E,) array
-        Of which those above `floor` count; true entries come first.
+        True entries come first.
     image : (E,) int64
     right : int
         How many entries are true.
-    floor : float
+    grid : Grid
+        Of J bins; scores above the first may be in a bin 0.
+    above : (2, n) array
+        How many labels of each image are passed that are not among the entries: right ones, and
+        wrong ones.
     truth : Truth
-    near : float
-        About how many labels the best cut passes.
+    bottom : bool
+        Whether cuts below the last bin count, where all labels may be right that are known to be.
+    closed : float
+        No other cut outside the bins has a higher mean F-beta.
 
     Attributes
     ----------
     inside : (J,) float32
         No cut in the bin has a higher mean F-beta.
-    below : float
-        No cut below the floor has.
+    outside : float
+        No other one has.
     """
 
     def __init__(
@@ -77,94 +139,140 @@ class Bounds:
         score: np.ndarray,
         image: np.ndarray,
         right: int,
+        grid: Grid,
+        above: np.ndarray,
+        truth: Truth,
+        bottom: bool,
+        closed: float = -np.inf,
+    ) -> None:
+        self._score, self._image, self._right, self._truth = score, image, right, truth
+        self._grid, self._step = grid, grid.steps(score)
+        self._bin = grid.table.take(self._step)
+        self._counts = running(image, self._bin, right, len(grid.edge), above, truth)
+        self.inside = means(self._counts[0, 1:], self._counts[1, :-1], truth)
+        self.outside = closed
+        if bottom:
+            self.outside = max(closed, float(means(truth.all, self._counts[1, -1], truth)))
+
+    @classmethod
+    def alone(
+        cls,
+        score: np.ndarray,
+        image: np.ndarray,
+        right: int,
         floor: float,
         truth: Truth,
         near: float,
-    ) -> None:
-        self._score, self._image, self._right, self._truth = score, image, right, truth
-        self._bin, self._edge = _binned(score, floor, _ENDS * near)
-        bins = len(self._edge)
-        cell = self._bin * len(truth.true)
-        cell += image
-        none = truth.single[0]
-        self._tp = _running(cell[:right], bins, none)
-        self._wrong = _running(cell[right:], bins, np.zeros_like(none))
-        self.inside = self._means(self._tp[1:], self._wrong[:-1])
-        self._all = truth.positive.astype(np.float32) + none
-        self.below = -np.inf
-        if np.isfinite(floor):
-            self.below = float(self._means(self._all, self._wrong[-1]))
+    ) -> Bounds:
+        """Of all scores above `floor`, in bins of their own (see :meth:`Grid.of`)."""
+        none, bottom = np.zeros((2, len(truth.true))), bool(np.isfinite(floor))
+        return cls(score, image, right, Grid.of(score, floor, near), none, truth, bottom)
 
     @property
     def upper(self) -> float:
         """No cut has a higher mean F-beta."""
-        return max(float(self.inside.max()), self.below) + SLACK
+        return max(float(self.inside.max(initial=-np.inf)), self.outside) + SLACK
 
     def enough(self, score: float) -> float:
         """A floor below which no cut has a mean F-beta above `score`, as high as bins tell."""
-        below = self._means(self._all, self._wrong[1:])
+        below = means(self._truth.all, self._counts[1, 1:], self._truth)
         sure = np.flatnonzero(below + SLACK <= score)
-        return float(self._edge[sure[0]]) if len(sure) else -np.inf
+        return float(self._grid.edge[sure[0]]) if len(sure) else -np.inf
 
-    def _means(self, tp: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    def sharpen(self, least: float) -> float:
+        """Bound bins more closely where that is not below `least`; no cut has a higher score.
+
+        Within a bin the best case is that right labels count as much as the first of their image
+        does, and wrong ones as little as the last.
+        """
+        open_bins = np.flatnonzero(self.inside + SLACK >= least)
+        first, last = (int(open_bins[0]), int(open_bins[-1])) if len(open_bins) else (0, -1)
+        at = np.flatnonzero((self._bin > first) & (self._bin <= last + 1))
+        if len(at):
+            step, right = self._step[at], int(np.searchsorted(at, self._right))
+            gain, loss, start = self._changes(first, last + 1)
+            cell = (self._bin[at] - (first + 1)) * gain.shape[1]
+            cell += self._image[at]
+            value = np.concatenate([gain.take(cell[:right]), -loss.take(cell[right:])])
+            high, low = int(step.max()), int(step.min())
+            place = high - step  # from the top
+            change = np.bincount(place, value)
+            rise = np.bincount(place[:right], value[:right], minlength=len(change))
+            before = np.cumsum(change) - change
+            own = self._grid.table[low : high + 1][::-1] - (first + 1)
+            begins = np.flatnonzero(np.diff(own, prepend=-1))
+            own = own[begins]
+            start[own] += np.maximum.reduceat(before + rise, begins) - before[begins]
+            inside = self.inside[first : last + 1]
+            np.minimum(inside, start, out=inside)
+        return self.upper
+
+    def _changes(self, first: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(J, n) most gain by a right, and least loss by a wrong label in bins; their starts (J,).
+
+        With u = b^2 |y| + w the mean rises by f u / (u + tp) (u + tp + 1) and falls by
+        f tp / (u + tp) (u + tp + 1). The former falls with tp, and with u from
+        u^2 = tp (tp + 1) on; the latter falls with u, and first rises and then falls with tp.
+        """
         _, weighted, factor = self._truth.single
-        below = wrong + weighted
-        below += tp
-        np.divide(tp, below, out=below)
-        means: np.ndarray = below @ factor
-        return means
+        tp, wrong = self._counts[:, first : end + 1]
+        u, tp0 = wrong + weighted, tp[:-1]
+        u0, above = u[:-1], tp0 + u[:-1]
+        start = (tp0 / above) @ factor
+        least = np.maximum(u[1:] - 1, u0)
+        least += tp0
+        loss = factor * tp0 / (least * (least + 1))
+        if self._truth.beta >= 1:  # u^2 >= |y|^2 >= tp (tp + 1) while there are labels to pass
+            gain = factor * u0 / (above * (above + 1))
+            return gain, loss, start
+        best = np.clip(np.sqrt(tp0 * (tp0 + 1)), u0, u[1:])
+        gain = factor * best / ((best + tp0) * (best + tp0 + 1))
+        least += tp[1:] - tp0
+        return gain, np.minimum(loss, factor * tp[1:] / (least * (least + 1))), start
 
     def best(self, least: float) -> Best | None:
-        """The best cut above the floor, or None if its score is below `least`."""
+        """The best cut in the bins, or None if its score is below `least`."""
         open_bins = np.flatnonzero(self.inside + SLACK >= least)
         if not len(open_bins):
             return None
         first, last = open_bins[0], open_bins[-1]
-        at = np.flatnonzero((self._bin >= first) & (self._bin <= last))
-        tp = np.floor(self._tp[first].astype(np.float64))
+        at = np.flatnonzero((self._bin > first) & (self._bin <= last + 1))
+        tp = np.floor(self._counts[0, first].astype(np.float64))
         return _swept(
             self._score[at],
             self._image[at],
             at < self._right,
             tp,
-            tp + self._wrong[first],
+            tp + self._counts[1, first],
             self._truth,
         )
 
 
-def _binned(score: np.ndarray, floor: float, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bin of each score (int64), the highest first, and their lower ends.
-
-    Scores at or below the floor are in no bin, and get the number of bins.
-    """
-    high = score.max(initial=floor)
-    whole = not np.isfinite(floor)
-    if whole:
-        floor = score.min(initial=high)
-    if not high > floor:
-        return np.full(len(score), 0 if whole else 1), np.array([floor])
-    scaled = score - floor
-    scaled *= (_STEPS - 1) / (high - floor)
-    np.maximum(scaled, 0, out=scaled)
-    step = scaled.astype(np.int64)
-    passed = np.cumsum(np.bincount(step, minlength=_STEPS)[::-1])  # from the top
-    last = np.unique(np.minimum(np.searchsorted(passed, ends), _STEPS - 2))
-    if whole:
-        last = np.append(last, _STEPS - 1)
-    table = np.searchsorted(last, np.arange(_STEPS))[::-1].copy()
-    edge = floor + (_STEPS - 1 - last) * ((high - floor) / (_STEPS - 1))
-    return table[step], edge
-
-
-def _running(cell: np.ndarray, bins: int, start: np.ndarray) -> np.ndarray:
-    """(bins + 1, n): how many entries of each image come before each bin, and after the last."""
-    n = len(start)
-    counts = np.empty((bins + 1, n), np.float32)
-    counts[0] = start
-    counts[1:] = np.bincount(cell, minlength=bins * n)[: bins * n].reshape(bins, n)
-    for before, row in pairwise(counts):  # faster than numpy.cumsum along this axis
-        row += before
+def running(
+    image: np.ndarray, bins: np.ndarray, right: int, J: int, above: np.ndarray, truth: Truth
+) -> np.ndarray:
+    """(2, J + 1, n) float32: right and wrong labels of each image before each bin and after all."""
+    n = len(truth.true)
+    cell = bins * n
+    cell += image
+    cell[right:] += (J + 2) * n
+    counts = np.bincount(cell, minlength=2 * (J + 2) * n).reshape(2, J + 2, n)[:, :-1]
+    counts = counts.astype(np.float32)
+    counts[:, 0] += above
+    counts[0, 0] += truth.single[0]
+    for j in range(J):  # faster than numpy.cumsum along this axis
+        counts[:, j + 1] += counts[:, j]
     return counts
+
+
+def means(tp: np.ndarray, wrong: np.ndarray, truth: Truth) -> np.ndarray:
+    """Mean F-beta from counts (..., n) of right, with `Truth.none`, and of wrong labels."""
+    _, weighted, factor = truth.single
+    below = wrong + weighted
+    below += tp
+    np.divide(tp, below, out=below)
+    result: np.ndarray = below @ factor
+    return result
 
 
 def _swept(

@@ -6,18 +6,20 @@ The result is that of scoring every candidate in full: bounds only tell which ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from threading import Lock
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
-from heads.bounds import SLACK, TIE, Best, Bounds
+from heads.bounds import SLACK, TIE, Best, Bounds, Grid
 from heads.objectives import Objective
-from heads.parallel import Map
 from heads.screening import Entries
+from heads.windows import Scores, Window, groups_of
 
-_THINNER = 0.8  # scores of candidates are copied where so few of them still matter
+_THINNER = 0.5  # scores of candidates are copied where so few of them still matter
+_DEEPER = 0.1  # of the floor, by which what is copied reaches deeper, as the floor moves
+_TRADE = 0.005  # of F-beta that a candidate may lose on one domain before it is looked at closer
 _SPARE = 0.01  # of F-beta, by which the hint of a floor is more careful than needed
 
 
@@ -52,9 +54,14 @@ class Path:
 class _Sum:
     """Sum of the models chosen so far on one domain."""
 
-    def __init__(self, entries: Entries) -> None:
+    def __init__(self, entries: Entries, groups: np.ndarray) -> None:
         self.entries = entries
-        self.high = entries.score.max(axis=0, initial=-np.inf)
+        members = [groups == g for g in range(groups.max() + 1)]
+        # Least and highest scores of each group.
+        self._low = np.stack([entries.score[own].min(axis=0) for own in members])
+        self._high = np.stack([entries.score[own].max(axis=0) for own in members])
+        self._highest = self._high.max(axis=0)
+        self.low, self.high = self._low, self._high
         dtype = np.promote_types(entries.score.dtype, np.float32)
         self.total = np.zeros(len(entries.image), dtype)
         self.floor = dtype.type(0)
@@ -69,7 +76,8 @@ class _Sum:
 
     def follow(self, model: int, best: Best) -> None:
         """Take one more model, whose best cut is known."""
-        hint = self.bounds(model, whole=False).enough(best.score - _SPARE) / (self.size + 1)
+        bounds = self.bounds(model, whole=False)
+        hint = bounds.enough(best.score - _SPARE) / (self.size + 1)
         self.total += self.entries.score[model]
         self.floor += self.entries.floor[model]
         self.size += 1
@@ -81,13 +89,14 @@ class _Sum:
         floors = self.floor + self.entries.floor.astype(self.total.dtype)
         lifted = np.maximum(floors, self.total.dtype.type((self.size + 1) * self.hint))
         self.lifted, self.floors = lifted, floors
-        matters = self.total + self.high > lifted.min(initial=np.inf)
-        at = np.flatnonzero(matters)
-        known = np.count_nonzero(matters[self.at]) == len(at)
-        if not known or len(at) < _THINNER * len(self.at):
+        reach, least = self.total + self._highest, lifted.min(initial=np.inf)
+        matters = np.count_nonzero(reach > least)
+        if matters != np.count_nonzero(reach[self.at] > least) or matters < _THINNER * len(self.at):
+            at = np.flatnonzero(reach > (least - _DEEPER * abs(least)))
             self.score = self.entries.score.take(at, axis=1)
             self.at, self.image = at, self.entries.image[at]
             self.right = int(np.searchsorted(at, self.entries.right))
+            self.low, self.high = self._low[:, at], self._high[:, at]
         self.some = self.total[self.at]
 
     def bounds(self, model: int, whole: bool) -> Bounds:
@@ -103,7 +112,21 @@ class _Sum:
         if np.count_nonzero(above) < _THINNER * len(above):
             at = np.flatnonzero(above)
             score, image, right = score[at], image[at], int(np.searchsorted(at, right))
-        return Bounds(score, image, right, floor, entries.truth, self.near)
+        return Bounds.alone(score, image, right, floor, entries.truth, self.near)
+
+    def window(self, group: int, members: np.ndarray, like: int, least: float) -> Window:
+        """Of the candidates with one more of some members of a group, in bins of another one."""
+        floor = self.lifted[members].max()
+        grid = Grid.of(self.some + self.score[like], floor, self.near)
+        return Window(
+            Scores(self.some, self.image, self.right),
+            self.low[group],
+            self.high[group],
+            grid,
+            bool(np.isfinite(floor)),
+            least,
+            self.entries.truth,
+        )
 
 
 @dataclass
@@ -113,13 +136,11 @@ class _Leader:
     model: int = -1
     value: float = -np.inf
     best: list[Best] = field(default_factory=list)
-    lock: Lock = field(default_factory=Lock)
 
     def challenge(self, model: int, value: float, best: list[Best]) -> None:
-        with self.lock:
-            tied = abs(value - self.value) <= TIE and model < self.model
-            if value > self.value + TIE or tied:
-                self.model, self.value, self.best = model, value, best
+        tied = abs(value - self.value) <= TIE and model < self.model
+        if value > self.value + TIE or tied:
+            self.model, self.value, self.best = model, value, best
 
 
 def select(
@@ -127,7 +148,6 @@ def select(
     objective: Objective,
     max_steps: int,
     patience: int,
-    run: Map,
     start: Sequence[int] = (),
 ) -> Path:
     """Add models until `patience` additions in a row gave nothing better.
@@ -136,63 +156,99 @@ def select(
     ----------
     start : sequence of int
         Models that are in the blend from the start.
-    run : callable
-        The map of :func:`heads.parallel.worker_threads`.
 
     Raises
     ------
     TooShallow
         If screening left out too much to be sure of the result.
     """
-    sums = [_Sum(entries) for entries in domains]
+    groups = groups_of([entries.score for entries in domains])
+    sums = [_Sum(entries, groups) for entries in domains]
     M = len(domains[0].score)
     order = np.arange(M)
     models: list[int] = []
     values: list[float] = []
     scores: list[list[float]] = []
-    while len(models) < max_steps:
-        step = len(models)
-        leader = _Leader()
-        forced = start[step : step + 1]
-        hopes = np.full(M, -np.inf)
-        candidates: Iterable[int] = forced or order.tolist()
-
-        def evaluate(model: int, leader: _Leader = leader, hopes: np.ndarray = hopes) -> None:
-            hopes[model] = _challenge(sums, model, objective, leader)
-
-        for _ in run(evaluate, candidates):
-            pass
-        if leader.model < 0:
-            break  # nothing may be added
-        models.append(leader.model)
-        values.append(leader.value)
-        scores.append([best.score for best in leader.best])
-        order = np.argsort(-hopes, kind="stable")  # the best of this step come first in the next
-        for total, best in zip(sums, leader.best, strict=True):
-            total.follow(leader.model, best)
-        waited = step - int(np.argmax(values))
-        if M == 1 or (waited >= patience and len(models) >= len(start)):
-            break
+    with ThreadpoolController().limit(limits=1, user_api="blas"):  # products are too small
+        while len(models) < max_steps:
+            step = len(models)
+            forced = np.array(start[step : step + 1], dtype=np.intp)
+            leader, hopes = _addition(sums, groups, forced if len(forced) else order, objective)
+            if leader.model < 0:
+                break  # nothing may be added
+            models.append(leader.model)
+            values.append(leader.value)
+            scores.append([best.score for best in leader.best])
+            order = np.argsort(-hopes, kind="stable")  # the best of this step come first next
+            for total, best in zip(sums, leader.best, strict=True):
+                total.follow(leader.model, best)
+            waited = step - int(np.argmax(values))
+            if M == 1 or (waited >= patience and len(models) >= len(start)):
+                break
     return Path(np.array(models, dtype=np.intp), np.array(values), np.array(scores))
 
 
-def _challenge(sums: list[_Sum], model: int, objective: Objective, leader: _Leader) -> float:
+def _addition(
+    sums: list[_Sum], groups: np.ndarray, order: np.ndarray, objective: Objective
+) -> tuple[_Leader, np.ndarray]:
+    """The best of some candidates, and what each of all models (M,) is worth at most."""
+    leader = _Leader()
+    hopes = np.full(len(groups), -np.inf)
+    first = int(order[0])
+    hopes[first] = _challenge(sums, first, objective, leader, [])
+    for group in dict.fromkeys(groups[order].tolist()):
+        members = order[(groups[order] == group) & (order != first)]
+        windows = _windows(sums, group, members, objective, leader) if len(members) else []
+        for model in members.tolist():
+            hopes[model] = _challenge(sums, model, objective, leader, windows)
+    return leader, hopes
+
+
+def _windows(
+    sums: list[_Sum], group: int, members: np.ndarray, objective: Objective, leader: _Leader
+) -> list[Window]:
+    """Of each domain, the cuts at which some members may help to beat the leader."""
+    if leader.model < 0:
+        return []
+    scores = np.array([best.score for best in leader.best])
+    windows = []
+    for d, total in enumerate(sums):
+        least = objective.least(d, scores, leader.value) - SLACK
+        if len(sums) > 1:  # what a candidate loses here it may gain elsewhere
+            least -= _TRADE
+        windows.append(total.window(group, members, leader.model, least))
+    return windows
+
+
+def _challenge(
+    sums: list[_Sum],
+    model: int,
+    objective: Objective,
+    leader: _Leader,
+    windows: list[Window],
+) -> float:
     """Score a candidate as far as it can beat the leader; return what it is worth at most."""
-    for whole in (False, True):
-        bounds = [total.bounds(model, whole) for total in sums]
+    for look in range(0 if windows else 1, 3):
+        if look == 0:
+            pairs = zip(windows, sums, strict=True)
+            bounds = [window.bounds(total.score[model]) for window, total in pairs]
+        else:
+            bounds = [total.bounds(model, whole=look == 2) for total in sums]
         upper = np.array([b.upper for b in bounds])
-        found: list[Best] = []
-        certain = True
         for d, bound in enumerate(bounds):
             least = objective.least(d, upper, leader.value) - SLACK
+            if upper[d] >= least:
+                upper[d] = bound.sharpen(least)
             if upper[d] < least:
                 return objective.value(upper)
+        found: list[Best] = []
+        for d, bound in enumerate(bounds):
+            least = objective.least(d, upper, leader.value) - SLACK
             best = bound.best(least)
             score = -np.inf if best is None else best.score
-            if bound.below + SLACK > max(score, least):
-                if sums[d].size or not whole:
-                    certain = False
-                    break
+            if bound.outside + SLACK > max(score, least):
+                if sums[d].size or look < 2:
+                    break  # it is not certain that this is the best cut
                 # A model alone may have nothing but equal scores below its floor.
                 cut, score = sums[d].entries.single(model)
                 best = Best(score, len(sums[d].entries.truth.true), cut)
@@ -200,7 +256,7 @@ def _challenge(sums: list[_Sum], model: int, objective: Objective, leader: _Lead
                 return objective.value(upper)
             upper[d] = score
             found.append(best)
-        if certain:
+        else:
             value = objective.value(upper)
             leader.challenge(model, value, found)
             return value

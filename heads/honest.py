@@ -9,7 +9,6 @@ import numpy as np
 
 from heads.folds import Fold
 from heads.metrics import bootstrap_interval, fbeta
-from heads.parallel import Map
 from heads.screening import Entries
 from heads.selecting import Rule, averaged, best_cut, choose, merged
 
@@ -51,7 +50,6 @@ def nested(
     rows: Sequence[np.ndarray],
     folds: Sequence[Fold],
     rule: Rule,
-    run: Map,
 ) -> Nested:
     """Repeat the whole selection in each fold and score the images that it left out.
 
@@ -82,7 +80,7 @@ def nested(
         left_out = np.flatnonzero(np.isin(place, test))
         seen, unseen = merged(chosen, weights), whole.of_images(left_out)
         M = len(seen.score)
-        for into, w in ((blend, choose(chosen, rule, run).weights), (uniform, np.full(M, 1 / M))):
+        for into, w in ((blend, choose(chosen, rule).weights), (uniform, np.full(M, 1 / M))):
             into[left_out] = _scored(unseen, w, best_cut(seen, w).cut)
     return Nested(blend, uniform, whole.truth.share)
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 
 from heads.greedy import Path
-from heads.parallel import Map
 from heads.screening import Entries
 from heads.selecting import Rule, choose, single_scores
 
@@ -28,7 +27,7 @@ def efficient(scores: np.ndarray) -> np.ndarray:
 
 
 def pareto_front(
-    domains: Sequence[Entries], path: Path, rule: Rule, trade_offs: Iterable[float], run: Map
+    domains: Sequence[Entries], path: Path, rule: Rule, trade_offs: Iterable[float]
 ) -> dict[str, np.ndarray]:
     """The table ``Blend.pareto_``: models alone, steps, and the best of each trade-off.
 
@@ -49,7 +48,7 @@ def pareto_front(
             domain_weights=share * np.eye(D)[0] + (1 - share) * rest,
             max_source_loss=None,
         )
-        other = choose(domains, traded, run).path
+        other = choose(domains, traded).path
         assert other is not None  # the method is greedy
         weights.append(_weights(other, M)[[other.best - 1]])
         scores.append(other.score[[other.best - 1]])

@@ -65,6 +65,11 @@ class Truth:
         none, weighted, factor = (part.astype(np.float32) for part in parts)
         return none, weighted, factor
 
+    @cached_property
+    def all(self) -> np.ndarray:
+        """(n,): known true labels and `none`, in single precision."""
+        return self.positive.astype(np.float32) + self.single[0]
+
     def score(self, right: np.ndarray, predicted: np.ndarray) -> float:
         """Mean F-beta from the counts of each image."""
         return weighted_mean(fbeta(right, self.true, predicted, self.beta), self.share)

@@ -10,7 +10,6 @@ import numpy as np
 from heads.bounds import Best, Bounds
 from heads.greedy import Path, select
 from heads.objectives import Constrained, Objective, WeightedSum
-from heads.parallel import Map
 from heads.screening import Entries, Truth
 from heads.simplex import simplex_weights
 
@@ -51,7 +50,7 @@ class Choice:
     path: Path | None
 
 
-def choose(domains: Sequence[Entries], rule: Rule, run: Map) -> Choice:
+def choose(domains: Sequence[Entries], rule: Rule) -> Choice:
     """Choose weights on the entries of some images of each domain.
 
     Raises
@@ -65,19 +64,19 @@ def choose(domains: Sequence[Entries], rule: Rule, run: Map) -> Choice:
     if rule.method == "simplex":
         weights = simplex_weights(domains, rule.domain_weights, rule.loss, rule.logits)
         return Choice(weights, None)
-    objective = _objective(domains, rule, run)
+    objective = _objective(domains, rule)
     start = _sorted_start(domains, objective, rule.start) if rule.start > 1 else []
-    path = select(domains, objective, rule.max_steps, rule.patience, run, start)
+    path = select(domains, objective, rule.max_steps, rule.patience, start)
     counts = np.bincount(path.model[: path.best], minlength=M)
     return Choice(counts / counts.sum(), path)
 
 
-def _objective(domains: Sequence[Entries], rule: Rule, run: Map) -> Objective:
+def _objective(domains: Sequence[Entries], rule: Rule) -> Objective:
     if rule.max_source_loss is None:
         return WeightedSum(rule.domain_weights)
     floors = np.full(len(domains), -np.inf)
     for d in range(1, len(domains)):  # what the best model has there
-        single = select([domains[d]], WeightedSum(np.ones(1)), 1, 1, run)
+        single = select([domains[d]], WeightedSum(np.ones(1)), 1, 1)
         floors[d] = single.value[0] - rule.max_source_loss
     return Constrained(0, floors)
 
@@ -121,7 +120,8 @@ def best_cut(entries: Entries, weights: np.ndarray) -> Best:
     truth = entries.truth
     near = 1.5 * float(truth.positive.sum()) + len(truth.true) / 2
     score = averaged(entries, weights)
-    found = Bounds(score, entries.image, entries.right, floor, truth, near).best(-np.inf)
+    bounds = Bounds.alone(score, entries.image, entries.right, floor, truth, near)
+    found = bounds.best(-np.inf)
     assert found is not None
     return found
 
