@@ -19,7 +19,7 @@ import numpy as np
 
 from heads.cuts import between
 from heads.ordering import grouped
-from heads.screening import Truth
+from heads.screening import Labels, Truth
 
 TIE = 1e-12  # scores that are closer differ by rounding only
 SLACK = 1e-5  # of bounds, which are summed in single precision
@@ -56,17 +56,16 @@ class Grid:
     ----------
     low, scale : float
         A score is in step (score - low) * scale, rounded down, from 0 to the last one.
-    table : (S,) int64
-        From steps to bins, which have numbers from 1 on; the one after the last bin is that of
-        scores too low to be in any.
-    edge : (J,) array
-        Lower ends of the bins.
+    bins : (S,) int64
+        Bins of the steps, which have numbers from 1 to J; 0 above the first, J + 1 below the last.
+    ends : (J + 1,) int64
+        Bin j consists of the steps from ends[j] up to, but without, ends[j - 1].
     """
 
     low: float
     scale: float
-    table: np.ndarray
-    edge: np.ndarray
+    bins: np.ndarray
+    ends: np.ndarray
 
     @classmethod
     def of(cls, score: np.ndarray, floor: float, near: float) -> Grid:
@@ -79,22 +78,34 @@ class Grid:
         if whole:
             floor = score.min(initial=high)
         if not high > floor:
-            return cls(floor, 0.0, np.full(1, 1 if whole else 2), np.array([floor]))
+            only = 1 if whole else 2
+            return cls(floor, 0.0, np.full(1, only), np.array([1, only - 1]))
         scale = (_STEPS - 1) / (high - floor)
-        passed = np.cumsum(np.bincount(_steps(score, floor, scale, _STEPS), minlength=_STEPS)[::-1])
+        step = _steps(score, floor, scale, _STEPS)
+        passed = np.cumsum(np.bincount(step, minlength=_STEPS)[::-1])  # from the top
         last = np.unique(np.minimum(np.searchsorted(passed, _ENDS * near), _STEPS - 2))
         if whole:
             last = np.append(last, _STEPS - 1)
-        table = np.searchsorted(last, np.arange(_STEPS))[::-1] + 1
-        return cls(floor, scale, table, floor + (_STEPS - 1 - last) / scale)
+        bins = np.searchsorted(last, np.arange(_STEPS))[::-1] + 1
+        return cls(floor, scale, bins, np.append(_STEPS, _STEPS - 1 - last))
+
+    @property
+    def size(self) -> int:
+        """J."""
+        return len(self.ends) - 1
+
+    def edge(self, j: int) -> float:
+        """Lower end of a bin."""
+        return float(self.low + self.ends[j] / self.scale) if self.scale else self.low
 
     def steps(self, score: np.ndarray) -> np.ndarray:
         """Step (int64) of each score."""
-        return _steps(score, self.low, self.scale, len(self.table))
+        return _steps(score, self.low, self.scale, len(self.bins))
 
-    def bins(self, score: np.ndarray) -> np.ndarray:
-        """Bin (int64) of each score."""
-        return self.table.take(self.steps(score))
+    def part(self, first: int, last: int) -> Grid:
+        """Some of the bins."""
+        bins = np.clip(self.bins - (first - 1), 0, max(0, last - first + 1) + 1)
+        return Grid(self.low, self.scale, bins, self.ends[first - 1 : last + 1])
 
 
 def _steps(score: np.ndarray, low: float, scale: float, count: int) -> np.ndarray:
@@ -111,12 +122,11 @@ class Bounds:
     Parameters
     ----------
     score : (E,) array
-        True entries come first.
-    image : (E,) int64
-    right : int
-        How many entries are true.
+    labels : Labels
+    place : (E,) int64
+        `Labels.place`, which candidates have in common.
     grid : Grid
-        Of J bins; scores above the first may be in a bin 0.
+        Of J bins.
     above : (2, n) array
         How many labels of each image are passed that are not among the entries: right ones, and
         wrong ones.
@@ -137,36 +147,32 @@ class Bounds:
     def __init__(
         self,
         score: np.ndarray,
-        image: np.ndarray,
-        right: int,
+        labels: Labels,
+        place: np.ndarray,
         grid: Grid,
         above: np.ndarray,
         truth: Truth,
         bottom: bool,
         closed: float = -np.inf,
     ) -> None:
-        self._score, self._image, self._right, self._truth = score, image, right, truth
-        self._grid, self._step = grid, grid.steps(score)
-        self._bin = grid.table.take(self._step)
-        self._counts = running(image, self._bin, right, len(grid.edge), above, truth)
-        self.inside = means(self._counts[0, 1:], self._counts[1, :-1], truth)
+        self._score, self._labels, self._grid, self._truth = score, labels, grid, truth
+        self._step = grid.steps(score)
+        self._cell = cells(grid, self._step, place, len(truth.true))
+        self._tp, self._wrong = running(self._cell, grid.size, above, truth)
+        self._least = -np.inf  # some cut has this score
+        self.inside = means(self._tp[1:], self._wrong[:-1], truth)
         self.outside = closed
         if bottom:
-            self.outside = max(closed, float(means(truth.all, self._counts[1, -1], truth)))
+            self.outside = max(closed, float(means(truth.all, self._wrong[-1], truth)))
 
     @classmethod
     def alone(
-        cls,
-        score: np.ndarray,
-        image: np.ndarray,
-        right: int,
-        floor: float,
-        truth: Truth,
-        near: float,
+        cls, score: np.ndarray, labels: Labels, floor: float, truth: Truth, near: float
     ) -> Bounds:
         """Of all scores above `floor`, in bins of their own (see :meth:`Grid.of`)."""
-        none, bottom = np.zeros((2, len(truth.true))), bool(np.isfinite(floor))
-        return cls(score, image, right, Grid.of(score, floor, near), none, truth, bottom)
+        n = len(truth.true)
+        grid, none = Grid.of(score, floor, near), np.zeros((2, n))
+        return cls(score, labels, labels.place(n), grid, none, truth, bool(np.isfinite(floor)))
 
     @property
     def upper(self) -> float:
@@ -175,9 +181,9 @@ class Bounds:
 
     def enough(self, score: float) -> float:
         """A floor below which no cut has a mean F-beta above `score`, as high as bins tell."""
-        below = means(self._truth.all, self._counts[1, 1:], self._truth)
+        below = means(self._truth.all, self._wrong[1:], self._truth)
         sure = np.flatnonzero(below + SLACK <= score)
-        return float(self._grid.edge[sure[0]]) if len(sure) else -np.inf
+        return self._grid.edge(sure[0] + 1) if len(sure) else -np.inf
 
     def sharpen(self, least: float) -> float:
         """Bound bins more closely where that is not below `least`; no cut has a higher score.
@@ -186,83 +192,92 @@ class Bounds:
         does, and wrong ones as little as the last.
         """
         open_bins = np.flatnonzero(self.inside + SLACK >= least)
-        first, last = (int(open_bins[0]), int(open_bins[-1])) if len(open_bins) else (0, -1)
-        at = np.flatnonzero((self._bin > first) & (self._bin <= last + 1))
-        if len(at):
-            step, right = self._step[at], int(np.searchsorted(at, self._right))
-            gain, loss, start = self._changes(first, last + 1)
-            cell = (self._bin[at] - (first + 1)) * gain.shape[1]
-            cell += self._image[at]
-            value = np.concatenate([gain.take(cell[:right]), -loss.take(cell[right:])])
-            high, low = int(step.max()), int(step.min())
-            place = high - step  # from the top
-            change = np.bincount(place, value)
-            rise = np.bincount(place[:right], value[:right], minlength=len(change))
-            before = np.cumsum(change) - change
-            own = self._grid.table[low : high + 1][::-1] - (first + 1)
-            begins = np.flatnonzero(np.diff(own, prepend=-1))
-            own = own[begins]
-            start[own] += np.maximum.reduceat(before + rise, begins) - before[begins]
+        if len(open_bins):
+            first, last = int(open_bins[0]), int(open_bins[-1])
+            at = self._between(first, last)
+            start, change = self._changes(first, last + 1)
+            cell = self._cell[at]
+            cell -= (first + 1) * change[0].size
+            value = change.take(cell)
+            ends = self._grid.ends[first : last + 2]
+            place = ends[0] - 1 - self._step[at]  # from the top
+            right = int(np.searchsorted(at, self._labels.right))
+            own = np.bincount(place, value, minlength=max(1, ends[0] - ends[-1]))
+            rise = np.bincount(place[:right], value[:right], minlength=len(own))
+            before = np.cumsum(own) - own
+            begins = ends[0] - ends[:-1]
+            self._least = float(start.max()) - SLACK
+            start += np.maximum.reduceat(before + rise, begins) - before[begins]
             inside = self.inside[first : last + 1]
             np.minimum(inside, start, out=inside)
         return self.upper
 
-    def _changes(self, first: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(J, n) most gain by a right, and least loss by a wrong label in bins; their starts (J,).
+    def _between(self, first: int, last: int) -> np.ndarray:
+        """Entries in bins, which are counted from 0 here."""
+        low, high = self._grid.ends[last + 1], self._grid.ends[first]
+        return np.flatnonzero((self._step >= low) & (self._step < high))
+
+    def _changes(self, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """(J,) means before bins; (J, 2, n) most change by right and by wrong labels in them.
 
         With u = b^2 |y| + w the mean rises by f u / (u + tp) (u + tp + 1) and falls by
         f tp / (u + tp) (u + tp + 1). The former falls with tp, and with u from
         u^2 = tp (tp + 1) on; the latter falls with u, and first rises and then falls with tp.
         """
         _, weighted, factor = self._truth.single
-        tp, wrong = self._counts[:, first : end + 1]
-        u, tp0 = wrong + weighted, tp[:-1]
-        u0, above = u[:-1], tp0 + u[:-1]
-        start = (tp0 / above) @ factor
-        least = np.maximum(u[1:] - 1, u0)
+        tp, u = self._tp[first : end + 1], self._wrong[first : end + 1] + weighted
+        tp0, tp1, u0, u1 = tp[:-1], tp[1:], u[:-1], u[1:]
+        above = tp0 + u0
+        least = np.maximum(u1 - 1, u0)
         least += tp0
-        loss = factor * tp0 / (least * (least + 1))
+        change = np.empty((len(tp0), 2, len(factor)), np.float32)
+        np.divide(-factor * tp0, least * (least + 1), out=change[:, 1])
         if self._truth.beta >= 1:  # u^2 >= |y|^2 >= tp (tp + 1) while there are labels to pass
-            gain = factor * u0 / (above * (above + 1))
-            return gain, loss, start
-        best = np.clip(np.sqrt(tp0 * (tp0 + 1)), u0, u[1:])
-        gain = factor * best / ((best + tp0) * (best + tp0 + 1))
-        least += tp[1:] - tp0
-        return gain, np.minimum(loss, factor * tp[1:] / (least * (least + 1))), start
+            np.divide(factor * u0, above * (above + 1), out=change[:, 0])
+        else:
+            best = np.clip(np.sqrt(tp0 * (tp0 + 1)), u0, u1)
+            np.divide(factor * best, (best + tp0) * (best + tp0 + 1), out=change[:, 0])
+            least += tp1 - tp0
+            other = -factor * tp1 / (least * (least + 1))
+            np.maximum(change[:, 1], other, out=change[:, 1])
+        return (tp0 / above) @ factor, change
 
     def best(self, least: float) -> Best | None:
         """The best cut in the bins, or None if its score is below `least`."""
-        open_bins = np.flatnonzero(self.inside + SLACK >= least)
+        open_bins = np.flatnonzero(self.inside + SLACK >= max(least, self._least))
         if not len(open_bins):
             return None
         first, last = open_bins[0], open_bins[-1]
-        at = np.flatnonzero((self._bin > first) & (self._bin <= last + 1))
-        tp = np.floor(self._counts[0, first].astype(np.float64))
+        at = self._between(first, last)
+        tp = np.floor(self._tp[first].astype(np.float64))
         return _swept(
             self._score[at],
-            self._image[at],
-            at < self._right,
+            self._labels.image[at],
+            at < self._labels.right,
             tp,
-            tp + self._counts[1, first],
+            tp + self._wrong[first],
             self._truth,
         )
 
 
+def cells(grid: Grid, step: np.ndarray, place: np.ndarray, n: int) -> np.ndarray:
+    """Where entries in steps are counted: by bin, right ones before wrong ones, by image."""
+    cell = (grid.bins * (2 * n)).take(step)
+    cell += place
+    return cell
+
+
 def running(
-    image: np.ndarray, bins: np.ndarray, right: int, J: int, above: np.ndarray, truth: Truth
-) -> np.ndarray:
-    """(2, J + 1, n) float32: right and wrong labels of each image before each bin and after all."""
+    cell: np.ndarray, J: int, above: np.ndarray, truth: Truth
+) -> tuple[np.ndarray, np.ndarray]:
+    """(J + 1, n) right and wrong labels of each image before each bin, and after all."""
     n = len(truth.true)
-    cell = bins * n
-    cell += image
-    cell[right:] += (J + 2) * n
-    counts = np.bincount(cell, minlength=2 * (J + 2) * n).reshape(2, J + 2, n)[:, :-1]
-    counts = counts.astype(np.float32)
-    counts[:, 0] += above
-    counts[0, 0] += truth.single[0]
-    for j in range(J):  # faster than numpy.cumsum along this axis
-        counts[:, j + 1] += counts[:, j]
-    return counts
+    own = np.bincount(cell, minlength=(J + 2) * 2 * n)[: (J + 1) * 2 * n].astype(np.float32)
+    own[: 2 * n] += above.ravel()
+    own[:n] += truth.single[0]
+    # A product is faster than numpy.cumsum along this axis, and exact.
+    counts = np.tri(J + 1, dtype=np.float32) @ own.reshape(J + 1, 2 * n)
+    return counts[:, :n], counts[:, n:]
 
 
 def means(tp: np.ndarray, wrong: np.ndarray, truth: Truth) -> np.ndarray:

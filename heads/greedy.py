@@ -14,8 +14,8 @@ from threadpoolctl import ThreadpoolController
 
 from heads.bounds import SLACK, TIE, Best, Bounds, Grid
 from heads.objectives import Objective
-from heads.screening import Entries
-from heads.windows import Scores, Window, groups_of
+from heads.screening import Entries, Labels
+from heads.windows import Window, groups_of
 
 _THINNER = 0.5  # scores of candidates are copied where so few of them still matter
 _DEEPER = 0.1  # of the floor, by which what is copied reaches deeper, as the floor moves
@@ -68,7 +68,7 @@ class _Sum:
         self.size = 0
         # Entries that some candidate may have above its floor, copied whenever they get few.
         self.at: np.ndarray = np.arange(len(entries.image))
-        self.score, self.image, self.right = entries.score, entries.image, entries.right
+        self.score, self.labels = entries.score, entries.labels
         self.hint = -np.inf  # floor of a mean that was low enough one step before
         truth = entries.truth
         self.near = 1.5 * float(truth.positive.sum()) + len(truth.true) / 2
@@ -93,33 +93,34 @@ class _Sum:
         matters = np.count_nonzero(reach > least)
         if matters != np.count_nonzero(reach[self.at] > least) or matters < _THINNER * len(self.at):
             at = np.flatnonzero(reach > (least - _DEEPER * abs(least)))
-            self.score = self.entries.score.take(at, axis=1)
-            self.at, self.image = at, self.entries.image[at]
-            self.right = int(np.searchsorted(at, self.entries.right))
+            # In the order of the sum, so that those about a cut are beside each other.
+            at = at[np.lexsort((self.total[at], at >= self.entries.right))]
+            self.score, self.at = self.entries.score.take(at, axis=1), at
+            right = int(np.count_nonzero(at < self.entries.right))
+            self.labels = Labels(self.entries.image[at], right)
             self.low, self.high = self._low[:, at], self._high[:, at]
         self.some = self.total[self.at]
 
     def bounds(self, model: int, whole: bool) -> Bounds:
         """Of the candidate with one more model; `whole`: as far down as is known."""
-        entries = self.entries
         if whole:
-            score = self.total + entries.score[model]
-            image, right, floor = entries.image, entries.right, self.floors[model]
+            score, labels = self.total + self.entries.score[model], self.entries.labels
+            floor = self.floors[model]
         else:
-            score = self.some + self.score[model]
-            image, right, floor = self.image, self.right, self.lifted[model]
+            score, labels, floor = self.some + self.score[model], self.labels, self.lifted[model]
         above = score > floor
         if np.count_nonzero(above) < _THINNER * len(above):
             at = np.flatnonzero(above)
-            score, image, right = score[at], image[at], int(np.searchsorted(at, right))
-        return Bounds.alone(score, image, right, floor, entries.truth, self.near)
+            score, labels = score[at], labels.take(at)
+        return Bounds.alone(score, labels, floor, self.entries.truth, self.near)
 
     def window(self, group: int, members: np.ndarray, like: int, least: float) -> Window:
         """Of the candidates with one more of some members of a group, in bins of another one."""
         floor = self.lifted[members].max()
         grid = Grid.of(self.some + self.score[like], floor, self.near)
         return Window(
-            Scores(self.some, self.image, self.right),
+            self.some,
+            self.labels,
             self.low[group],
             self.high[group],
             grid,

@@ -76,6 +76,24 @@ class Truth:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """Entries (image, label): of which image (E,) they are, and that the first `right` are true."""
+
+    image: np.ndarray
+    right: int
+
+    def place(self, n: int) -> np.ndarray:
+        """(E,): where right, and then wrong labels of n images are counted."""
+        place = self.image.copy()
+        place[self.right :] += n
+        return place
+
+    def take(self, at: np.ndarray) -> Labels:
+        """Some of the entries, ascending."""
+        return Labels(self.image[at], int(np.searchsorted(at, self.right)))
+
+
+@dataclass(frozen=True)
 class Entries:
     """Scores of one domain that can matter.
 
@@ -99,6 +117,11 @@ class Entries:
     floor: np.ndarray
     truth: Truth
     alone: Callable[[int, np.ndarray], tuple[float, float]]
+
+    @property
+    def labels(self) -> Labels:
+        """Images, and how many entries are true."""
+        return Labels(self.image, self.right)
 
     def single(self, model: int) -> tuple[float, float]:
         """Best cut and mean F-beta of a model alone, whatever was left out of it."""

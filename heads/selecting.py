@@ -119,8 +119,8 @@ def best_cut(entries: Entries, weights: np.ndarray) -> Best:
     floor = float(weights[used] @ entries.floor[used])
     truth = entries.truth
     near = 1.5 * float(truth.positive.sum()) + len(truth.true) / 2
-    score = averaged(entries, weights)
-    bounds = Bounds.alone(score, entries.image, entries.right, floor, truth, near)
+    bounds = Bounds.alone(averaged(entries, weights), entries.labels, floor, truth, near)
+    bounds.sharpen(-np.inf)
     found = bounds.best(-np.inf)
     assert found is not None
     return found

@@ -10,13 +10,12 @@ With every model added the sum moves less, and fewer entries are left.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from sklearn.cluster import KMeans
 
-from heads.bounds import SLACK, Bounds, Grid, means, running
-from heads.screening import Truth
+from heads.bounds import SLACK, Bounds, Grid, cells, means, running
+from heads.screening import Labels, Truth
 
 _EACH = 30  # models of a group, about
 _LOOK = 2000  # entries that models are grouped by
@@ -37,34 +36,28 @@ def groups_of(scores: Sequence[np.ndarray]) -> np.ndarray:
     return groups
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Entries of one domain, true ones first: sums so far (E,), images, how many are true."""
-
-    total: np.ndarray
-    image: np.ndarray
-    right: int
-
-
 class Window:
     """The cuts that may be as good as `least` for some model of a group.
 
     Parameters
     ----------
-    known : Scores
+    total : (E,) array
+        Sum of the models chosen so far.
+    labels : Labels
     low, high : (E,) arrays
         Least and highest score of the group's models.
     grid : Grid
         Of whatever candidate.
     bottom : bool
-        Whether there are entries beside the known ones, all of them below the last bin.
+        Whether there are entries beside these, all of them below the last bin.
     least : float
     truth : Truth
     """
 
     def __init__(
         self,
-        known: Scores,
+        total: np.ndarray,
+        labels: Labels,
         low: np.ndarray,
         high: np.ndarray,
         grid: Grid,
@@ -72,43 +65,34 @@ class Window:
         least: float,
         truth: Truth,
     ) -> None:
-        image, right, J = known.image, known.right, len(grid.edge)
-        highest, lowest = grid.bins(known.total + high), grid.bins(known.total + low)
-        none = np.zeros((2, len(truth.true)))
-        place = np.concatenate([highest[:right], lowest[right:]])
-        tp, wrong = running(image, place, right, J, none, truth)
+        n, right = len(truth.true), labels.right
+        highest, lowest = grid.steps(total + high), grid.steps(total + low)
+        at_best = np.concatenate([highest[:right], lowest[right:]])
+        place = labels.place(n)
+        tp, wrong = running(cells(grid, at_best, place, n), grid.size, np.zeros((2, n)), truth)
         most = means(tp[1:], wrong[:-1], truth)
         most = np.append(most, means(truth.all, wrong[-1], truth) if bottom else -np.inf)
         beaten = most + SLACK < least
-        self.closed = float(most[beaten].max(initial=-np.inf))
         still = np.flatnonzero(~beaten) + 1
-        self.first, last = (int(still[0]), int(still[-1])) if len(still) else (J + 1, J)
-        self._bottom, last = last > J, min(last, J)
-        self.bins = max(0, last - self.first + 1)
-        self.at = np.flatnonzero((highest <= last) & (lowest >= self.first))
-        passed = lowest < self.first
-        self._above = np.array(
-            [
-                np.bincount(part[sure], minlength=len(truth.true))
-                for part, sure in ((image[:right], passed[:right]), (image[right:], passed[right:]))
-            ]
-        )
-        table = np.clip(grid.table - (self.first - 1), 0, self.bins + 1)
-        self._grid = Grid(grid.low, grid.scale, table, grid.edge[self.first - 1 : last])
-        self._total, self._image = known.total[self.at], image[self.at]
-        self._right = int(np.searchsorted(self.at, right))
-        self._truth = truth
+        first, last = (int(still[0]), int(still[-1])) if len(still) else (grid.size + 1, grid.size)
+        self._closed = float(most[beaten].max(initial=-np.inf))
+        self._bottom, last = last > grid.size, min(last, grid.size)
+        self._grid = grid.part(first, last)
+        passes = lowest >= grid.ends[first - 1]
+        self._at = np.flatnonzero(~passes & (highest >= grid.ends[last]))
+        self._above = np.bincount(place[passes], minlength=2 * n)
+        self._total, self._labels = total[self._at], labels.take(self._at)
+        self._place, self._truth = place[self._at], truth
 
     def bounds(self, score: np.ndarray) -> Bounds:
         """Of the candidate with one more model, which scores the entries (E,) like this."""
-        total = self._total + score.take(self.at)
         return Bounds(
-            total,
-            self._image,
-            self._right,
+            self._total + score.take(self._at),
+            self._labels,
+            self._place,
             self._grid,
             self._above,
             self._truth,
             self._bottom,
-            self.closed,
+            self._closed,
         )

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from heads.blending import Blend
 from heads.bounds import SLACK, Bounds, Grid
 from heads.decisions import best_global_threshold
-from heads.screening import Truth
-from heads.windows import Scores, Window, groups_of
+from heads.screening import Labels, Truth
+from heads.windows import Window, groups_of
 
 SETTINGS = settings(derandomize=True, deadline=None, database=None, max_examples=40)
 
@@ -49,10 +49,10 @@ def value(scores: np.ndarray, Y: np.ndarray, truth: Truth, cut: float) -> float:
 def test_no_cut_is_above_its_bound(seed: int, beta: float, floor: float, least: float) -> None:
     scores, Y, truth = drawn(seed, beta)
     order, image, right = entries(Y)
-    bounds = Bounds.alone(scores.ravel()[order], image, right, floor, truth, 40.0)
+    bounds = Bounds.alone(scores.ravel()[order], Labels(image, right), floor, truth, 40.0)
     grid = Grid.of(scores.ravel()[order], floor, 40.0)
     cuts = np.unique(scores)
-    own = grid.bins(cuts.astype(np.float32)) - 1
+    own = grid.bins[grid.steps(cuts.astype(np.float32))] - 1
     coarse = bounds.inside.copy()
     top = bounds.upper
     assert bounds.sharpen(least) <= top + SLACK
@@ -89,9 +89,8 @@ def test_a_window_leaves_out_only_what_is_beaten(
         [value((total + m)[back].reshape(Y.shape), Y, truth, cut) for cut in cuts] for m in models
     ]
     least = np.max(reached) - below
-    known = Scores(total, image, right)
     low, high = np.min(models, axis=0), np.max(models, axis=0)
-    window = Window(known, low, high, grid, True, least, truth)
+    window = Window(total, Labels(image, right), low, high, grid, True, least, truth)
     for m, values in zip(models, reached, strict=True):
         bounds = window.bounds(m)
         assert max(values) <= bounds.upper
