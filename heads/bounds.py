@@ -23,6 +23,7 @@ from heads.screening import Labels, Truth
 
 TIE = 1e-12  # scores that are closer differ by rounding only
 SLACK = 1e-5  # of bounds, which are summed in single precision
+_FEWER = 0.5  # entries are copied where so few of them are above the floor
 _STEPS = 8192  # equal steps from the floor to the highest score, of which bins consist
 # Ends of the bins, in labels passed, as multiples of the number that the best cut passes:
 # dense around that, reaching from 0.15 to 6.7 times as many.
@@ -170,7 +171,10 @@ class Bounds:
         cls, score: np.ndarray, labels: Labels, floor: float, truth: Truth, near: float
     ) -> Bounds:
         """Of all scores above `floor`, in bins of their own (see :meth:`Grid.of`)."""
-        n = len(truth.true)
+        n, above = len(truth.true), score > floor
+        if np.count_nonzero(above) < _FEWER * len(above):
+            at = np.flatnonzero(above)
+            score, labels = score[at], labels.take(at)
         grid, none = Grid.of(score, floor, near), np.zeros((2, n))
         return cls(score, labels, labels.place(n), grid, none, truth, bool(np.isfinite(floor)))
 
@@ -191,6 +195,8 @@ class Bounds:
         Within a bin the best case is that right labels count as much as the first of their image
         does, and wrong ones as little as the last.
         """
+        if least == -np.inf:
+            least = float(means(self._tp, self._wrong, self._truth).max()) - SLACK
         open_bins = np.flatnonzero(self.inside + SLACK >= least)
         if len(open_bins):
             first, last = int(open_bins[0]), int(open_bins[-1])

@@ -108,10 +108,6 @@ class _Sum:
             floor = self.floors[model]
         else:
             score, labels, floor = self.some + self.score[model], self.labels, self.lifted[model]
-        above = score > floor
-        if np.count_nonzero(above) < _THINNER * len(above):
-            at = np.flatnonzero(above)
-            score, labels = score[at], labels.take(at)
         return Bounds.alone(score, labels, floor, self.entries.truth, self.near)
 
     def window(self, group: int, members: np.ndarray, like: int, least: float) -> Window:
