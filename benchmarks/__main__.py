@@ -27,6 +27,7 @@ TOOLS = {
     "results",
     "transfer_domains",
     "transfer_methods",
+    "transfer_peers",
 }
 
 

@@ -5,9 +5,10 @@ quickstart``); typefaces that it did not extract are, once, into ``--caches``. E
 typeface is Stage 1 in turn, with 1,000 labelled characters; the others, and held-out characters
 in the printed typefaces of the source, are what nobody labelled. Everything is scored for the
 average of the networks. *Gap* is between the unadapted head at the source's cut and the oracle; it
-is left out where that is less than 0.05 of F2. A run that was stopped goes on where it was: remove
-``--caches``/cells after a change of the code. "Against unadapted" is against the better of the
-unadapted rows, as it is, and calibrated with expected F; paired by image.
+is left out where that is less than 0.05 of F2. A run that was stopped goes on where it was:
+``--caches``/cells keeps a file for each case and step (``ours``, ``himalaya``, ...). Remove those
+of a step whose code has changed, and only these are made again. "Against unadapted" is against
+the better of the unadapted rows, as it is, and calibrated with expected F; paired by image.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import argparse
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -36,7 +38,8 @@ from benchmarks.transfer_domains import (
     make_caches,
     make_case,
 )
-from benchmarks.transfer_methods import Method, methods
+from benchmarks.transfer_methods import oracle, ours, unadapted
+from benchmarks.transfer_peers import Method, fine_tuned, himalaya, scikit_learn, torch_adam
 from examples.kanji.dataset import TARGET_FONTS
 from examples.quickstart import RECIPES
 from featcache.atomic import write_atomically
@@ -47,6 +50,15 @@ from heads.metrics import paired_bootstrap_interval
 LEAST_GAP = 0.05
 UNADAPTED = ("unadapted, source cut", "unadapted, calibrated, expected F")
 MILD = ("seto", "yozfont", SOURCE)
+STEPS: dict[str, Callable[[Case, Pools], Iterator[tuple[str, Method]]]] = {
+    "unadapted": unadapted,
+    "scikit_learn": scikit_learn,
+    "himalaya": himalaya,
+    "torch_adam": torch_adam,
+    "fine_tuned": fine_tuned,
+    "ours": ours,
+    "oracle": oracle,
+}
 COLUMNS = (
     *("shift", "split", "stage_1", "domain", "group", "model", "F2", "low", "high"),
     *("against_unadapted", "against_low", "against_high", "gap", "seconds"),
@@ -64,35 +76,50 @@ class Job:
     kind: str
     split: int
 
-    @property
-    def file(self) -> Path:
-        """Where its rows are kept, so that a run that was cut short goes on where it stopped."""
-        name = f"{self.font}_{self.kind}_{self.split}_{'_'.join(self.networks)}.json"
-        return self.caches / "cells" / name
+    def file(self, step: str) -> Path:
+        """Where its scores are kept, so that a run that was cut short goes on where it stopped."""
+        name = f"{self.font}_{self.kind}_{self.split}_{'_'.join(self.networks)}"
+        return self.caches / "cells" / name / f"{step}.json"
 
     def run(self) -> list[dict[str, Any]]:
         """Rows of all cells."""
-        if not self.file.is_file():
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.file, json.dumps(self._measured()).encode())
+        missing = [step for step in STEPS if not self.file(step).is_file()]
+        if missing:
+            self._measure(missing)
             print(f"{self.font}, {self.kind}, split {self.split}: done", flush=True)
-        rows: list[dict[str, Any]] = json.loads(self.file.read_text(encoding="utf-8"))
-        return rows
+        scored: dict[str, Any] = {}
+        for step in STEPS:
+            if self.file(step).is_file():  # a peer that is not installed leaves none
+                scored |= json.loads(self.file(step).read_text(encoding="utf-8"))
+        return list(self._rows(scored))
 
-    def _measured(self) -> list[dict[str, Any]]:
-        found: list[tuple[Case, dict[str, Method]]] = []
+    def _measure(self, steps: Sequence[str]) -> None:
+        found: dict[str, list[dict[str, Method]]] = {step: [] for step in steps}
         for network in self.networks:
             pools = Pools.read(self.quickstart, self.caches, network)
             case = make_case(pools, self.font, Shift(self.kind), self.split)
-            found.append((case, methods(case, pools)))
-        case = found[0][0]
-        blend = {name: _average([m[name] for _, m in found]) for name in found[0][1]}
-        return list(self._rows(case, blend))
+            for step in steps:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    found[step].append(dict(STEPS[step](case, pools)))
+        for step, parts in found.items():
+            blend = {name: _average([part[name] for part in parts]) for name in parts[0]}
+            scored = {
+                name: {"seconds": method.seconds, "scores": _scores(method, case)}
+                for name, method in blend.items()
+            }
+            if scored:
+                self.file(step).parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(self.file(step), json.dumps(scored).encode())
 
-    def _rows(self, case: Case, blend: dict[str, Method]) -> Iterator[dict[str, Any]]:
-        scores = {name: _scores(method, case) for name, method in blend.items()}
+    def _rows(self, scored: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Of the scores of all models, by image."""
+        scores = {
+            name: {domain: np.array(values) for domain, values in model["scores"].items()}
+            for name, model in scored.items()
+        }
         low, high = scores[UNADAPTED[0]], scores["oracle (labels of that domain)"]
-        for domain in case.tests:
+        for domain in low:
             best = max((scores[name][domain] for name in UNADAPTED), key=lambda v: float(v.mean()))
             room = high[domain].mean() - low[domain].mean()
             for name, by_domain in scores.items():
@@ -102,7 +129,8 @@ class Job:
                 gap = (values.mean() - low[domain].mean()) / room if room >= LEAST_GAP else np.nan
                 cells = (self.kind, self.split, self.font, domain, _group(self.font, domain), name)
                 numbers = (values.mean(), *interval, values.mean() - best.mean(), *against, gap)
-                yield dict(zip(COLUMNS, (*cells, *numbers, blend[name].seconds), strict=True))
+                seconds = scored[name]["seconds"]
+                yield dict(zip(COLUMNS, (*cells, *numbers, seconds), strict=True))
 
 
 def _group(font: str, domain: str) -> str:
@@ -122,7 +150,7 @@ def _average(parts: Sequence[Method]) -> Method:
     return Method(parts[0].rule, known, tests, float(np.mean([p.seconds for p in parts])))
 
 
-def _scores(method: Method, case: Case) -> dict[str, np.ndarray]:
+def _scores(method: Method, case: Case) -> dict[str, list[float]]:
     """F2 of each image of each domain."""
     cut = None
     if method.known is not None:
@@ -131,7 +159,7 @@ def _scores(method: Method, case: Case) -> dict[str, np.ndarray]:
     found = {}
     for name, P in method.tests.items():
         sets = csr_matrix(cut <= P) if cut is not None else ExpectedFBeta(2).fit(P).predict(P)
-        found[name] = fbeta_per_image(_sparse(case.tests[name].Y), sets, 2)
+        found[name] = fbeta_per_image(_sparse(case.tests[name].Y), sets, 2).tolist()
     return found
 
 

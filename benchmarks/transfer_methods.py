@@ -1,70 +1,30 @@
-"""What do the peers of `transfer` predict, for one network and one case?"""
+"""What do unadapted networks, ours and oracles predict for `transfer`?"""
 
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from scipy.special import expit
 
 from benchmarks.transfer_domains import Case, Domain, Pools
-from heads import Adaptation, DropoutLogistic, DropoutLogisticCV, MultilabelGroupKFold
+from benchmarks.transfer_peers import Method, plain
+from heads import Adaptation, DropoutLogistic
 from heads.domain_heads import AdaptedModel
 from heads.experts import ExpertConfig
 from heads.gate import GateConfig
 
 LABELLED_ROWS = 30
-FOLDS = 3
-DROPOUTS = (0.1, 0.25, 0.5)
 OPEN = GateConfig(fixed=1.0)
 PLAIN: dict[str, Any] = {"aligned": 0.0}
 
 
-@dataclass
-class Method:
-    """Probabilities of one network, or averages over networks.
-
-    Attributes
-    ----------
-    rule : "source cut", "cut" or "expected"
-        One cut, tuned on `known`, or label sets of the highest expected F-beta.
-    known : (n, K) or None
-        Of the rows that the cut is tuned on: validation, or Stage 1 out of fold.
-    tests : dict of (n, K)
-    seconds : float
-        Fitting, and deciding on all test domains.
-    """
-
-    rule: str
-    known: np.ndarray | None
-    tests: dict[str, np.ndarray]
-    seconds: float = 0.0
-
-
-def methods(case: Case, pools: Pools) -> dict[str, Method]:
-    """All rows of the table for one network."""
-    found: dict[str, Method] = {}
-    steps: tuple[Callable[[Case, Pools], Iterator[tuple[str, Method]]], ...]
-    steps = (_unadapted, _scikit_learn, _fine_tuned, _ours, _oracle)
-    for step in steps:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found |= dict(step(case, pools))
-    return found
-
-
-def _plain(domain: Domain) -> np.ndarray:
-    """The first view."""
-    return domain.X[:, 0].astype(np.float32)
-
-
-def _unadapted(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
+def unadapted(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
     def proba(domain: Domain) -> np.ndarray:
-        P: np.ndarray = expit(_plain(domain) @ pools.weight.T + pools.bias)
+        P: np.ndarray = expit(plain(domain) @ pools.weight.T + pools.bias)
         return P
 
     tests = {name: proba(domain) for name, domain in case.tests.items()}
@@ -72,75 +32,7 @@ def _unadapted(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
     yield "unadapted, cut tuned on Stage 1", Method("cut", proba(case.stage_1), tests)
 
 
-def _folds(domain: Domain) -> list[tuple[np.ndarray, np.ndarray]]:
-    return list(MultilabelGroupKFold(FOLDS, 0).split(domain.X, domain.Y, domain.character))
-
-
-def _scikit_learn(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
-    """One LogisticRegression a label on standardised features; C by label is left at a choice."""
-    from sklearn.linear_model import LogisticRegression
-
-    start = time.perf_counter()
-    X, Y = _plain(case.stage_1), case.stage_1.Y
-    mean, std = X.mean(0), np.maximum(X.std(0), 1e-6)
-
-    def fit(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        Z = (X[rows] - mean) / std
-        W = np.zeros((Y.shape[1], X.shape[1]))
-        b = np.full(Y.shape[1], -12.0)
-        for k in range(Y.shape[1]):
-            if Y[rows, k].any() and not Y[rows, k].all():
-                head = LogisticRegression(C=0.01, tol=1e-3, max_iter=200).fit(Z, Y[rows, k])
-                W[k], b[k] = head.coef_[0], head.intercept_[0]
-        return W, b
-
-    def proba(X: np.ndarray, head: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        P: np.ndarray = expit((X - mean) / std @ head[0].T + head[1]).astype(np.float32)
-        return P
-
-    known = np.zeros(Y.shape, np.float32)
-    for train, test in _folds(case.stage_1):
-        known[test] = proba(X[test], fit(train))
-    head = fit(np.arange(len(X)))
-    tests = {name: proba(_plain(domain), head) for name, domain in case.tests.items()}
-    yield "scikit-learn logistic", Method("cut", known, tests, time.perf_counter() - start)
-
-
-def _fine_tuned(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
-    """Heads on Stage 1 alone (and WiSE's half way back), and DFR's on both domains alike."""
-    start = time.perf_counter()
-    X, Y = _plain(case.stage_1), case.stage_1.Y.astype(np.float32)
-    cv = DropoutLogisticCV(DROPOUTS, cv=FOLDS, tol=1e-4)
-    head = cv.fit(
-        X, Y, groups=case.stage_1.character, coef_init=pools.weight, intercept_init=pools.bias
-    )
-    tests = {name: head.predict_proba(_plain(domain)) for name, domain in case.tests.items()}
-    took = time.perf_counter() - start
-    yield "logistic towards W0", Method("cut", head.oof_predict_proba_, tests, took)
-
-    def half(margins: np.ndarray, X: np.ndarray) -> np.ndarray:
-        P: np.ndarray = expit((margins + X @ pools.weight.T + pools.bias) / 2)
-        return P
-
-    tests = {
-        name: half(head.decision_function(_plain(domain)), _plain(domain))
-        for name, domain in case.tests.items()
-    }
-    yield "WiSE, alpha 1/2", Method("cut", half(head.oof_decision_function_, X), tests, took)
-
-    start = time.perf_counter()
-    home = case.source.take(np.random.default_rng(0).permutation(len(case.source))[: len(X)])
-    both = cv.fit(
-        np.concatenate([X, _plain(home)]),
-        np.concatenate([Y, home.Y.astype(np.float32)]),
-        groups=np.concatenate([case.stage_1.character, home.character]),
-    )
-    tests = {name: both.predict_proba(_plain(domain)) for name, domain in case.tests.items()}
-    known = both.oof_predict_proba_[: len(X)]
-    yield "DFR", Method("cut", known, tests, time.perf_counter() - start)
-
-
-def _ours(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
+def ours(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
     """The whole chain, and before it what it is without its last steps."""
     start = time.perf_counter()
     chain = _fitted(case, pools, Adaptation())
@@ -217,7 +109,7 @@ def _adapted(case: Case, model: AdaptedModel, strict: bool = False) -> Method:
     return Method("expected", None, tests, time.perf_counter() - start)
 
 
-def _oracle(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
+def oracle(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
     """A head for each domain, fitted on all its characters that are not scored."""
     tests = {}
     for name, domain in case.tests.items():
@@ -225,5 +117,5 @@ def _oracle(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
         head = DropoutLogistic(0.05, tol=1e-4).fit(
             X.astype(np.float32), Y, coef_init=pools.weight, intercept_init=pools.bias
         )
-        tests[name] = head.predict_proba(_plain(domain))
+        tests[name] = head.predict_proba(plain(domain))
     yield "oracle (labels of that domain)", Method("expected", None, tests)

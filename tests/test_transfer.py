@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from benchmarks.transfer import _average, _group, summary
+from benchmarks import transfer, transfer_peers
+from benchmarks.transfer import Job, _average, _group, summary
 from benchmarks.transfer_domains import (
     FEW,
     KINDS,
@@ -16,7 +22,8 @@ from benchmarks.transfer_domains import (
     Shift,
     make_case,
 )
-from benchmarks.transfer_methods import Method
+from benchmarks.transfer_methods import oracle, unadapted
+from benchmarks.transfer_peers import Method, himalaya, torch_adam
 from examples.kanji.dataset import SOURCE_FONTS, TARGET_FONTS
 
 K = 12
@@ -119,3 +126,89 @@ def test_networks_are_averaged_and_cells_summed_up() -> None:
     assert row["F2"] == pytest.approx(0.4)
     assert (row["gap"], row["worst"]) == ("0.50", "-0.0300")
     assert (row["surely worse"], row["surely better"]) == (1, 0)
+
+
+@pytest.fixture(scope="module")
+def easy(pools: Pools) -> Pools:
+    """Components can be seen in the features, which the network's head does not know."""
+    seen = np.random.default_rng(1).normal(size=(K, 6))
+
+    def show(domain: Domain) -> Domain:
+        X = (2 * domain.Y @ seen)[:, None] + np.random.default_rng(2).normal(size=(1, 2, 6))
+        return Domain(X.astype(np.float16), domain.Y, domain.character)
+
+    fonts = {font: show(domain) for font, domain in pools.fonts.items()}
+    train = {font: show(domain) for font, domain in pools.train.items()}
+    bias = np.full(K, -2.0)
+    return Pools(show(pools.source), fonts, train, np.zeros((K, 6)), bias)
+
+
+@pytest.mark.parametrize("step", [himalaya, torch_adam])
+def test_peers_learn_from_stage_1_and_repeat(
+    easy: Pools, step: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer_peers, "EPOCHS", 25)
+    if step is himalaya:
+        pytest.importorskip("himalaya", reason="a peer that only benchmarks need")
+    case = make_case(easy, "gyosho", Shift("none"), split=0)
+    ((name, method),) = step(case, easy)
+    ((_, again),) = step(case, easy)
+    assert method.known is not None
+    assert method.known.shape == case.stage_1.Y.shape
+    scores = transfer._scores(method, case)
+    before = transfer._scores(dict(unadapted(case, easy))["unadapted, source cut"], case)
+    for domain, P in method.tests.items():
+        np.testing.assert_array_equal(P, again.tests[domain])
+        assert np.mean(scores[domain]) > np.mean(before[domain]) + 0.1, (name, domain)
+
+
+@pytest.mark.parametrize("step", [himalaya, torch_adam])
+def test_a_peer_that_is_missing_is_named(
+    pools: Pools, step: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for module in ("himalaya.ridge", "torch"):
+        monkeypatch.setitem(sys.modules, module, None)
+    case = make_case(pools, "gyosho", Shift("none"), split=0)
+    assert list(step(case, pools)) == []
+    assert step.__name__.split("_")[0] in capsys.readouterr().err
+
+
+def test_a_new_step_leaves_the_others_alone(
+    easy: Pools, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = []
+
+    def step(name: str, rows: Callable) -> Callable:
+        def run(case, pools):  # type: ignore[no-untyped-def]
+            calls.append(name)
+            return rows(case, pools)
+
+        return run
+
+    def calibrated(case, pools):  # type: ignore[no-untyped-def]
+        yield transfer.UNADAPTED[1], next(unadapted(case, pools))[1]
+
+    steps = {
+        "a": step("a", unadapted),
+        "b": step("b", calibrated),
+        "missing": step("missing", lambda case, pools: iter(())),
+        "c": step("c", oracle),
+    }
+    monkeypatch.setattr(transfer.Pools, "read", lambda *_: easy)
+    monkeypatch.setattr(transfer, "STEPS", steps)
+    job = Job(tmp_path, tmp_path, ("net", "other"), "gyosho", "none", 0)
+    rows = job.run()
+    assert {row["model"] for row in rows} > {*transfer.UNADAPTED}
+    assert calls == ["a", "b", "missing", "c"] * 2
+    assert not job.file("missing").exists()
+    assert json.dumps(job.run()) == json.dumps(rows)
+    calls.clear()
+
+    def new(case, pools):  # type: ignore[no-untyped-def]
+        yield "new", next(unadapted(case, pools))[1]
+
+    monkeypatch.setattr(transfer, "STEPS", {**steps, "new": step("new", new)})
+    more = job.run()
+    assert calls == ["missing", "new"] * 2
+    assert json.dumps([r for r in more if r["model"] != "new"]) == json.dumps(rows)
+    assert {row["domain"] for row in more if row["model"] == "new"} == {*TARGET_FONTS, SOURCE}
