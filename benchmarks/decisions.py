@@ -19,7 +19,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.special import expit
 
-from benchmarks.decision_domains import transfer
+from benchmarks.decision_domains import SCORED, transfer
 from benchmarks.measure import Timing, memory_beyond, peer, report, take_turns, timed
 from heads import (
     CalibratedDecision,
@@ -254,7 +254,7 @@ def main() -> int:
             warnings.simplefilter("ignore", UserWarning)  # a shift that does not hold is the point
             rows = transfer(arguments.caches, arguments.quick)
         title = "F2 of label sets in new domains, mean of the networks, 95 % bootstrap over images"
-        report(f"decisions_transfer{quick}", rows, title)
+        report(f"decisions_transfer{quick}", rows, title, SCORED)
         return 0
     threads = os.environ.get("OMP_NUM_THREADS", "as many as cores")
     for name in [arguments.only] if arguments.only else PARTS:

@@ -135,14 +135,18 @@ def report(
         print("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)))
     RESULTS.mkdir(exist_ok=True)
     partial = RESULTS / f"{name}.csv.partial"
-    facts = [title, machine(), *[command for command in (own_command(),) if command]]
     with open(partial, "w", newline="", encoding="utf-8") as file:
-        print(f"# {'; '.join(facts)}", file=file)
+        print(first_line(title), file=file)
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(cells)
     partial.replace(RESULTS / f"{name}.csv")
     draw_bars(RESULTS / f"{name}.png", rows, title, bars)
+
+
+def first_line(title: str) -> str:
+    """Of a file of results: title, machine, and the command if it is known."""
+    return f"# {'; '.join(fact for fact in (title, machine(), own_command()) if fact)}"
 
 
 def own_command() -> str:

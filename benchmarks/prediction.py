@@ -114,10 +114,8 @@ def main() -> None:
                     "largest difference": float(np.abs(first[0][:few] - expected).max()),
                 }
             )
-    if options.quick:
-        print(table)
-    else:
-        report("prediction", table, "300 heads of 2,048 features and 500 labels, no views")
+    name = "prediction_quick" if options.quick else "prediction"
+    report(name, table, f"{M} heads of {d:,} features and {K} labels, no views")
 
 
 if __name__ == "__main__":

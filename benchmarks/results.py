@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.pictures import draw_bars
 from featcache.atomic import write_atomically
 
 QUICK = "_quick"
@@ -77,6 +78,11 @@ class Table:
         lines = [self.columns, sides, *self.rows]
         return "\n".join("| " + " | ".join(map(_escaped, line)) + " |" for line in lines)
 
+    def draw(self, path: Path) -> bool:
+        """Write a picture of it; False where that cannot be had."""
+        rows = [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+        return draw_bars(path, rows, self.title or self.name)
+
 
 def _is_number(text: str) -> bool:
     try:
@@ -117,7 +123,9 @@ def section(table: Table, known: Mapping[str, str], picture: bool) -> str:
 
 
 def write_results(folder: Path, out: Path, known: Mapping[str, str]) -> int:
-    """Write the page; returns the number of its sections. Smoke tests are left out.
+    """Write the page and the pictures that are missing; returns the number of its sections.
+
+    Smoke tests are left out.
 
     Parameters
     ----------
@@ -126,9 +134,11 @@ def write_results(folder: Path, out: Path, known: Mapping[str, str]) -> int:
     known : mapping of benchmark to its question
     """
     files = [path for path in sorted(folder.glob("*.csv")) if not path.stem.endswith(QUICK)]
-    sections = [
-        section(Table.read(path), known, path.with_suffix(".png").exists()) for path in files
-    ]
+    sections = []
+    for path in files:
+        table, picture = Table.read(path), path.with_suffix(".png")
+        drawn = picture.exists() or (len(table.rows) <= _MOST and table.draw(picture))
+        sections.append(section(table, known, drawn))
     text = "\n\n".join([INTRODUCTION.strip(), *sections]) + "\n"
     write_atomically(out, text.encode("utf-8"))
     return len(sections)

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from benchmarks.measure import RESULTS, report
+from benchmarks.measure import RESULTS, first_line, report
 from benchmarks.transfer_domains import (
     KINDS,
     SOURCE,
@@ -200,6 +200,7 @@ def summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _write_cells(cells: list[dict[str, Any]], name: str) -> None:
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+        print(first_line("Recovered of shifts, every domain"), file=file)
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         for cell in cells:
@@ -237,7 +238,8 @@ def main() -> None:
         with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
             cells = [cell for rows in pool.map(_run, jobs) for cell in rows]
     _write_cells(cells, f"transfer_cells{suffix}")
-    report(f"transfer{suffix}", summary(cells), "Recovered of shifts; mean F2 of blended networks")
+    title = "Recovered of shifts; mean F2 of blended networks"
+    report(f"transfer{suffix}", summary(cells), title, ("F2",))
 
 
 if __name__ == "__main__":

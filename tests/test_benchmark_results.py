@@ -86,14 +86,19 @@ def test_files_that_hold_no_table_are_named(tmp_path: Path, text: str) -> None:
         Table.read(path)
 
 
+QUICKSTART = {"transfer"}  # tests/test_transfer.py runs its parts without networks
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cache_io", "prediction", "heads", "decisions", "blending"])
+@pytest.mark.parametrize("name", sorted({*benchmarks.__main__.questions()} - QUICKSTART))
 def test_quick_benchmarks_run(name: str) -> None:
     """They name the machine beside what they print, and write files that git ignores."""
     printed = measure.own_process("benchmarks", name, "--quick")
     assert printed.strip()
     root = Path(measure.__file__).parent
-    for path in (root / "results").glob(f"{name}*_quick.csv"):
+    paths = [*(root / "results").glob(f"{name}*_quick.csv")]
+    assert any(path.with_suffix(".png").exists() for path in paths)
+    for path in paths:
         table = Table.read(path)
         assert table.machine == measure.machine()
         assert table.command == f"python -m benchmarks {name} --quick"
@@ -107,3 +112,21 @@ def test_a_long_table_is_linked(tmp_path: Path) -> None:
     text = (tmp_path / "RESULTS.md").read_text()
     assert "1,234 rows: [long.csv](results/long.csv)" in text
     assert "| 0 |" not in text
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "drawn"),
+    [
+        ("what,seconds", "a,0.5", True),
+        ("what,gain", 'a,"+0.015 [+0.011, -1e-3]"', True),
+        ("what,gain", "a,1.2.3", False),
+        ("what,why", "a,b", False),
+    ],
+)
+def test_missing_pictures_are_drawn_from_the_files(
+    tmp_path: Path, columns: str, row: str, drawn: bool
+) -> None:
+    (tmp_path / "old.csv").write_text(f"# Old; machine\n{columns}\n{row}\n")
+    write_results(tmp_path, tmp_path / "RESULTS.md", {"old": "How old?"})
+    assert (tmp_path / "old.png").exists() is drawn
+    assert ("![Old" in (tmp_path / "RESULTS.md").read_text()) is drawn
