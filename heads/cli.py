@@ -50,7 +50,8 @@ def _fit(arguments: argparse.Namespace) -> None:
     head = commands.fit(from_arguments(FitConfig, arguments, cache=arguments.cache))
     facts, table = head.provenance, head.estimator.cv_results_
     chosen = f"{head.estimator.dropout_:.4g}"
-    print(f"{'dropout':>9}  out-of-fold {head.estimator.scoring}")
+    domains = ", of both domains" if "pareto" in facts else ""
+    print(f"{'dropout':>9}  out-of-fold {head.estimator.scoring}{domains}")
     for rate, value in zip(table["dropout"], table["score"], strict=True):
         mark = "  <- chosen" if f"{rate:.4g}" == chosen else ""
         print(f"{rate:9.4g}  {value:.4f}{mark}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -104,23 +105,28 @@ class TwoDomainCV(ShowsResults):
         }
         start = {"coef_init": coef_init, "intercept_init": intercept_init}
         beta = self.estimator.beta
-        fits, rows = [], []
+        fits, rows, said = [], [], []
         for w in weights:
             head = clone(self.estimator)
-            if w > 0:
-                weight = np.r_[np.ones(n), np.full(m, w * n / m)]
-                head.fit(**both, sample_weight=weight, **start)
-                oof = head.oof_predict_proba_
-                target, source_oof = oof[:n], oof[n:]
-            else:
-                head.fit(X, Y, groups=groups, mask=mask, **start)
-                target, source_oof = head.oof_predict_proba_, head.predict_proba(X_val)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                if w > 0:
+                    weight = np.r_[np.ones(n), np.full(m, w * n / m)]
+                    head.fit(**both, sample_weight=weight, **start)
+                    oof = head.oof_predict_proba_
+                    target, source_oof = oof[:n], oof[n:]
+                else:
+                    head.fit(X, Y, groups=groups, mask=mask, **start)
+                    target, source_oof = head.oof_predict_proba_, head.predict_proba(X_val)
+            said.append([warning.message for warning in caught])
             scores = [_score(target, Y, mask, beta), _score(source_oof, Y_val, source_mask, beta)]
             fits.append((head, target, source_oof))
             rows.append([w, np.mean(head.dropout_), *scores])
         self._pick(
             fits, np.array(rows), self._least_source_score(X_val, source, start, source_mask)
         )
+        for message in said[weights.index(self.source_weight_)]:  # of the others none matters
+            warnings.warn(message, stacklevel=2)
         return self
 
     def _least_source_score(

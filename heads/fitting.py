@@ -312,9 +312,11 @@ def _fit_both(
 ) -> TwoDomainCV:
     start = {key: rows[key] for key in ("coef_init", "intercept_init")}
     if config.method == "ridge":
-        first = _estimator(config).fit(
-            source["X"], source["Y"], groups=source["groups"], mask=source["mask"]
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # its rates are in no table
+            first = _estimator(config).fit(
+                source["X"], source["Y"], groups=source["groups"], mask=source["mask"]
+            )
         start = {"coef_init": first.coef_, "intercept_init": first.intercept_}
     weights = parse_numbers(config.source_weight, "--source-weight")
     both = TwoDomainCV(estimator, source_weights=weights)

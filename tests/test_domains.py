@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -320,3 +321,18 @@ def test_clone_forgets_what_was_fitted(domains: Domains) -> None:
     with pytest.raises(NotFittedError):
         copy.decision_function(domains.X)
     assert not hasattr(HEADS[0], "coef_")
+
+
+def test_only_the_pick_warns(domains: Domains) -> None:
+    class Grumbling(Dice):
+        def fit(self, X: Any, Y: Any, sample_weight: Any = None, **known: Any) -> Any:
+            weight = 0 if sample_weight is None else sample_weight[-1]
+            warnings.warn(f"weighed {weight:.3f}", UserWarning, stacklevel=2)
+            return super().fit(X, Y, sample_weight=sample_weight, **known)
+
+    with pytest.warns(UserWarning, match="weighed") as heard:
+        fitted = domains.fit(
+            TwoDomainCV(Grumbling(), source_weights=(1, 0, 0.3), max_source_loss=None)
+        )
+    assert len(heard) == 1
+    assert ("0.000" in str(heard[0].message)) is (fitted.source_weight_ == 0)
