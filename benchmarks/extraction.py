@@ -329,6 +329,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows = measured(part, Path(folder), n, options.quick)
         name = "extraction" if part == "rates" else f"extraction_{part}"
+        name += "_quick" if options.quick else ""
         report(name, rows, f"Extraction against its parts: {PARTS[part]}")
 
 

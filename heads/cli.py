@@ -229,7 +229,7 @@ def _add_results(verb: Verb) -> None:
     exported.add_argument("content", metavar="HEAD.h5", help="a file of `heads fit` or `adapt`")
     add_options(exported, ExportConfig)
     page = verb("report", _report, "write a page on a blend: what it is worth, why, and of what")
-    page.add_argument("content", metavar="BLEND.h5", help="a blend or a head")
+    page.add_argument("content", metavar="BLEND.h5", help="a blend, a head or an adapted model")
     add_options(page, ReportConfig)
 
 

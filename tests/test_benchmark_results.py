@@ -86,6 +86,11 @@ def test_files_that_hold_no_table_are_named(tmp_path: Path, text: str) -> None:
         Table.read(path)
 
 
+def measured(folder: Path) -> list[Path]:
+    """Files that no smoke test may touch."""
+    return [path for path in folder.iterdir() if not path.stem.endswith("_quick")]
+
+
 QUICKSTART = {"transfer"}  # tests/test_transfer.py runs its parts without networks
 
 
@@ -93,9 +98,11 @@ QUICKSTART = {"transfer"}  # tests/test_transfer.py runs its parts without netwo
 @pytest.mark.parametrize("name", sorted({*benchmarks.__main__.questions()} - QUICKSTART))
 def test_quick_benchmarks_run(name: str) -> None:
     """They name the machine beside what they print, and write files that git ignores."""
+    root = Path(measure.__file__).parent
+    kept = {path: path.read_bytes() for path in measured(root / "results")}
     printed = measure.own_process("benchmarks", name, "--quick")
     assert printed.strip()
-    root = Path(measure.__file__).parent
+    assert kept == {path: path.read_bytes() for path in measured(root / "results")}
     paths = [*(root / "results").glob(f"{name}*_quick.csv")]
     assert any(path.with_suffix(".png").exists() for path in paths)
     for path in paths:

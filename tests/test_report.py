@@ -11,16 +11,18 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.special import expit
 
 from featcache import FeatureCache
 from heads import commands, fbeta_per_image
 from heads.cli import main
-from heads.commands import FitConfig
+from heads.commands import BlendConfig, FitConfig
 from heads.cuts import apply_threshold
 from heads.decisions import best_global_threshold
 from heads.report import ReportConfig, report
 from heads.report.contents import gather
+from heads.storage import load
 from tests import synthetic
 from tests.reports import EVIL, NAMES, evil_blend, evil_page
 
@@ -214,6 +216,23 @@ def test_a_head_alone_has_a_page_without_blend_and_images(tmp_path, capsys):
     assert document.all("img") == []
 
 
+def test_the_summary_tells_what_the_choice_is_worth_elsewhere(path, document, tmp_path):
+    heads = [str(head) for head in path.parent.glob("<b>net*.h5")]
+    commands.blend(BlendConfig(heads=heads, out=str(tmp_path / "chosen.h5"), cv=2))
+    nested = load(str(tmp_path / "chosen.h5")).provenance["nested"]
+    page = report(ReportConfig(content=str(tmp_path / "chosen.h5"), out=str(tmp_path / "p.html")))
+    text = page.read_text("utf-8")
+    assert f"{nested['score']:.4f}" in text
+    assert "on images left out of the whole choice" in text
+    assert "weights of the blend were chosen" not in path.read_text("utf-8")  # all weigh the same
+
+
+def test_pictures_that_are_missing_are_counted(document):
+    texts = [text for _, text in document.all("p") if "could not be read from --images" in text]
+    assert texts
+    assert "59 of 60 images" in texts[0]
+
+
 def test_lost_caches_are_said_and_can_be_named(tmp_path):
     target, head = plain_head(tmp_path)
     elsewhere = tmp_path / "elsewhere" / "moved.h5"
@@ -252,6 +271,11 @@ def test_wrong_use_is_one_line(tmp_path, capsys):
     assert "no such file" in capsys.readouterr().err
     assert main(["report", str(head), "--out", other, "--images", str(tmp_path / "no")]) == 2
     assert "no such directory" in capsys.readouterr().err
+    (tmp_path / "others").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "others" / "another.png")
+    assert main(["report", str(head), "--out", other, "--images", str(tmp_path / "others")]) == 2
+    assert "others: holds none of the labelled images, such as" in capsys.readouterr().err
+    assert not (tmp_path / "other.html").exists()
     assert main(["report", str(head), "--out", other, "--count", "-1"]) == 2
     assert "--count -1" in capsys.readouterr().err
 

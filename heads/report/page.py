@@ -19,6 +19,7 @@ from heads.markup import Markup, asset, element, joined, table
 from heads.metrics import bootstrap_interval, paired_bootstrap_interval
 from heads.report.contents import TARGET, Contents
 from heads.report.pictures import pictures
+from heads.results import honest_text
 
 _LABEL_ROWS = 1000
 
@@ -129,6 +130,17 @@ def _summary(found: Contents) -> Markup:
     return joined([element("div", *tiles, class_="tiles"), element("ul", *_remarks(found))])
 
 
+def _optimism(method: str, facts: Mapping[str, Any]) -> list[str]:
+    if method == "uniform":
+        return []  # nothing was chosen
+    text = "The weights of the blend were chosen on these images, so that the figure is optimistic"
+    nested = facts.get("nested")
+    if not nested:
+        return [f"{text}."]
+    told = honest_text(nested, nested["optimism"])
+    return [f"{text}: one cut for all labels has {facts['score']:.4f} on them, and {told}."]
+
+
 def _tile(name: str, value: str, words: str) -> Markup:
     return element(
         "div",
@@ -147,12 +159,7 @@ def _remarks(found: Contents) -> list[Markup]:
         "images that they are scored on.",
     ]
     if found.blend is not None:
-        nested = found.content.provenance.get("nested_score")
-        texts.append(
-            "The weights of the blend were chosen on these images, so that the figure is a little "
-            "optimistic"
-            + (f"; with the choice repeated inside folds it is {nested:.3f}." if nested else ".")
-        )
+        texts += _optimism(found.blend.method, found.content.provenance)
     missed = int(found.oof.missed.sum())
     if missed:
         texts.append(f"{missed:,} true labels are outside the classes and count as missed.")
@@ -237,8 +244,16 @@ def _images(found: Contents, images: str, count: int) -> Markup:
         "Right labels are bold, missed ones underlined, wrongly predicted ones struck through. "
         "Sure means: the probabilities promise a high score."
     )
+    ids = [picture.id for kind in shown.pictures.values() for picture in kind]
     if not images:
         words += " Pass --images to see the images themselves."
+    elif ids and not shown.thumbnails:
+        raise ValueError(
+            f"{images}: holds none of the labelled images, such as {ids[0]!r}; --images is the "
+            "folder that their caches were extracted from"
+        )
+    elif missing := len(ids) - len(shown.thumbnails):
+        words += f" {missing:,} of {len(ids):,} images could not be read from --images."
     return joined([element("p", words), shown.markup()])
 
 

@@ -251,8 +251,9 @@ def _dropout(found: Contents) -> Picture:
 
     return Picture(
         "Dropout rates",
-        "Out-of-fold score of the heaviest models against the dropout rate; the band is one "
-        "standard deviation of the folds, the star the rate that was taken.",
+        "Out-of-fold score of the heaviest models on the images that they were fitted on (of both "
+        "places, where it was both) against the dropout rate; the band is one standard deviation "
+        "of the folds, the star the rate that was taken.",
         draw,
         4.0,
     )
