@@ -202,6 +202,16 @@ def reliability(
         At most; equal probabilities are never split.
     mask, sample_weight : optional
         Unknown entries; weights of rows.
+
+    Returns
+    -------
+    Reliability
+        What :class:`heads.plots.ReliabilityDisplay` draws.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, P holds no probabilities, or `n_bins` is less than 1.
     """
     if n_bins < 1:
         raise ValueError(f"n_bins is {n_bins}; expected at least 1")

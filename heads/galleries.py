@@ -140,6 +140,10 @@ def gallery(
     mask, missed : optional
         See :func:`heads.fbeta_per_image`.
 
+    Returns
+    -------
+    Gallery
+
     Raises
     ------
     ValueError

@@ -107,6 +107,10 @@ def label_table(
     missed : (n,), optional
         True labels of each image outside the K classes; they count as misses.
 
+    Returns
+    -------
+    LabelTable
+
     Raises
     ------
     ValueError

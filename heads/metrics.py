@@ -103,7 +103,29 @@ def mean_fbeta(
     empty: float = 1.0,
     sample_weight: np.ndarray | None = None,
 ) -> float:
-    """Weighted mean of :func:`fbeta_per_image` over images."""
+    """Weighted mean of :func:`fbeta_per_image` over images.
+
+    Parameters
+    ----------
+    Y, Yhat, beta, mask, missed, empty
+        See :func:`fbeta_per_image`.
+    sample_weight : (n,), optional
+        What each image counts, >= 0.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, Y holds anything but 0, 1 and NaN, or there is no image.
+
+    Examples
+    --------
+    >>> mean_fbeta(np.array([[1, 0], [1, 1]]), np.array([[1, 1], [1, 1]]))
+    0.9166666666666667
+    """
     values = fbeta_per_image(Y, Yhat, beta, mask, missed, empty)
     return weighted_mean(values, check_weights(sample_weight, len(values)))
 

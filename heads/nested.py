@@ -83,6 +83,11 @@ def cross_val_fbeta(
     head_params : mapping, optional
         More arguments of ``head.fit``, such as coef_init.
 
+    Returns
+    -------
+    CrossValidated
+        Score with its interval, and label sets of all images.
+
     Raises
     ------
     ValueError
