@@ -183,7 +183,8 @@ def _blend_pictures(blend: Blend, names: list[str]) -> list[Picture]:
     both = [
         Picture(
             "Weights in the blend",
-            f"{len(names)} models have a weight; all weights add up to 1.",
+            f"{len(names)} model{' has' if len(names) == 1 else 's have'} a weight; all weights "
+            "add up to 1.",
             lambda ax: BlendWeightsDisplay.from_estimator(blend, names, ax=ax),
             1.2 + 0.26 * rows,
         )
