@@ -8,6 +8,7 @@ import runpy
 import sys
 from pathlib import Path
 
+from benchmarks.measure import COMMAND
 from benchmarks.results import write_results
 
 HELP = """
@@ -60,7 +61,7 @@ def main(arguments: list[str]) -> int:
     if arguments[0] not in known:
         print(f"there is no benchmark {arguments[0]!r}; there are {', '.join(known)}, and report")
         return 2
-    sys.argv = [f"benchmarks.{arguments[0]}", *arguments[1:]]
+    sys.argv = [f"{COMMAND}{arguments[0]}", *arguments[1:]]  # also what `--help` says
     runpy.run_module(f"benchmarks.{arguments[0]}", run_name="__main__")
     return 0
 

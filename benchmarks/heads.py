@@ -161,9 +161,7 @@ def import_seconds() -> list[dict[str, object]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the tables and keep them."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks heads", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small problems, as a smoke test")
     parser.add_argument(
         "--cache", default="", help="a labelled cache, such as one of a quickstart: quality"

@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.pictures import draw_bars
 
 RESULTS = Path(__file__).parent / "results"
+COMMAND = "python -m benchmarks "  # NAME follows
 PACKAGES = ("numpy", "scipy", "scikit-learn", "h5py", "torch")
 
 
@@ -151,7 +152,7 @@ def first_line(title: str) -> str:
 
 def own_command() -> str:
     """The command that runs this benchmark, paths left out; empty if it was called otherwise."""
-    name = sys.argv[0].removeprefix("benchmarks.")
+    name = sys.argv[0].removeprefix(COMMAND)
     if name == sys.argv[0] and Path(name).parent != Path(__file__).parent:
         return ""
     words = [
@@ -159,7 +160,7 @@ def own_command() -> str:
         for word in sys.argv[1:]
     ]
     words = ["PATH" if os.sep in word and "=" not in word else word for word in words]
-    return " ".join(["python -m benchmarks", Path(name).stem, *words])
+    return " ".join([COMMAND + Path(name).stem, *words])
 
 
 def _text(value: object) -> str:

@@ -22,7 +22,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_is_measured_comes_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        sys, "argv", ["benchmarks.heads", "--cache", "/a/b.h5", "--n=/a", "-k", "5"]
+        sys, "argv", ["python -m benchmarks heads", "--cache", "/a/b.h5", "--n=/a", "-k", "5"]
     )
     rows = [
         {"what": "a|b <c>", "seconds": 1.25, "times": 4},

@@ -46,7 +46,9 @@ def test_rows_of_other_networks_are_kept_on_the_same_machine(
     monkeypatch.setattr(training, "RESULTS", folder)
     assert training.kept_rows("x", []) == []
     rows = [{"network": "a", "images/s": 1.5}, {"network": "b", "images/s": 2.5}]
-    monkeypatch.setattr("sys.argv", ["benchmarks.training", "--networks", "a,b"])  # is noted, too
+    monkeypatch.setattr(
+        "sys.argv", ["python -m benchmarks training", "--networks", "a,b"]
+    )  # is noted, too
     training.report("x", rows, training.TITLE)
     assert "--networks a,b" in (folder / "x.csv").read_text(encoding="utf-8")
     assert training.kept_rows("x", ["a"]) == [{"network": "b", "images/s": "2.5"}]
