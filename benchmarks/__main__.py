@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.measure import COMMAND
 from benchmarks.results import write_results
+from featcache import InputError
 
 HELP = """
 python -m benchmarks NAME [--quick] runs one; NAME --help says the rest
@@ -62,7 +63,11 @@ def main(arguments: list[str]) -> int:
         print(f"there is no benchmark {arguments[0]!r}; there are {', '.join(known)}, and report")
         return 2
     sys.argv = [f"{COMMAND}{arguments[0]}", *arguments[1:]]  # also what `--help` says
-    runpy.run_module(f"benchmarks.{arguments[0]}", run_name="__main__")
+    try:
+        runpy.run_module(f"benchmarks.{arguments[0]}", run_name="__main__")
+    except InputError as error:
+        print(f"{arguments[0]}: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -59,7 +59,7 @@ def adapt(config: AdaptConfig) -> Head:
     ValueError
         If the caches do not fit together, or have no labels or no last layer.
     """
-    refuse_existing(config.out, config.overwrite)
+    refuse_existing(config.out, config.overwrite, [config.cache, config.source])
     cache, source = FeatureCache(config.cache), FeatureCache(config.source)
     rows = training_rows(cache, groups=config.groups)
     check_folds(config.cv, cache, len(np.unique(rows["groups"])))

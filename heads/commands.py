@@ -66,7 +66,7 @@ def predict(
     Interrupted
         If it was asked to stop.
     """
-    refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite, [content, *caches, *named_files(scores).values()])
     predictor = Predictor.open(content, caches, strict, scores)
     ids = predictor.ids
     refuse_repeats(predictor.caches[0].path, ids)

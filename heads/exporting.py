@@ -79,7 +79,7 @@ def export(config: ExportConfig) -> Export:
     MissingExtra
         If torch, or for ONNX what writes it, is not installed.
     """
-    refuse_existing(config.out, config.overwrite)
+    refuse_existing(config.out, config.overwrite, [config.content, config.domain])
     head = load(config.content)
     if not isinstance(head, Head):
         raise ValueError(f"{config.content}: is a blend; export its heads one by one")

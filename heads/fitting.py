@@ -168,7 +168,7 @@ def fit(config: FitConfig) -> Head:
     ValueError
         If the caches do not fit together, or have no labels.
     """
-    refuse_existing(config.out, config.overwrite)
+    refuse_existing(config.out, config.overwrite, [config.cache, config.source, config.groups])
     cache = FeatureCache(config.cache)
     rows = training_rows(cache, config.views, config.groups)
     _check_options(config, cache, len(np.unique(rows["groups"])))

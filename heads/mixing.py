@@ -58,7 +58,7 @@ def blend(config: BlendConfig) -> StoredBlend:
     ValueError
         If the heads disagree, naming the file.
     """
-    refuse_existing(config.out, config.overwrite)
+    refuse_existing(config.out, config.overwrite, config.heads)
     models = open_members(config.heads)
     domains = join(config.heads, models)
     target = domains[0].truth

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,8 +186,10 @@ def save(
     return target
 
 
-def refuse_existing(path: str | os.PathLike[str], overwrite: bool) -> None:
-    """A result must not replace what is there, unless asked to, and never a folder.
+def refuse_existing(
+    path: str | os.PathLike[str], overwrite: bool, inputs: Iterable[str] = ()
+) -> None:
+    """A result must not replace what is there, unless asked to; never a folder or what it is of.
 
     Raises
     ------
@@ -197,6 +200,8 @@ def refuse_existing(path: str | os.PathLike[str], overwrite: bool) -> None:
         raise ValueError(f"{path}: is a folder; give the name of a file")
     if os.path.exists(path) and not overwrite:
         raise ValueError(f"{path}: exists already; pass --overwrite or choose another --out")
+    if os.path.exists(path) and any(os.path.samefile(path, i) for i in inputs if os.path.exists(i)):
+        raise ValueError(f"{path}: is what the result is to be made of; choose another --out")
 
 
 def load(path: str | os.PathLike[str], mapped: bool = False) -> Head | StoredBlend:

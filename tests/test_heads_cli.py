@@ -678,6 +678,28 @@ def test_another_header_is_refused(header: str, tmp_path: Path, run: Run) -> Non
 # ------------------------------------------------------------------- wrong use
 
 
+def test_nothing_replaces_what_it_is_made_of(
+    data: Path, head: Path, tmp_path: Path, run: Run
+) -> None:
+    cache, source, own = (tmp_path / name for name in ("cache.h5", "source.h5", "head.h5"))
+    link = tmp_path / "link.h5"
+    for path, of in ((cache, "stage_1/net0.h5"), (source, "validation/net0.h5"), (own, head)):
+        path.write_bytes((data / of).read_bytes())
+    link.hardlink_to(cache)
+    both = [cache, "--source", source, "--overwrite", "--out"]
+    for words, out in (
+        (["fit", *both], cache),
+        (["fit", *both], link),
+        (["adapt", *both], source),
+        (["blend", own, "--overwrite", "--out"], own),
+        (["predict", own, "--caches", cache, "--overwrite", "--out"], cache),
+        (["report", own, "--overwrite", "--out"], own),
+    ):
+        before = out.read_bytes()
+        refused(run(*words, out), f"{out}: is what the result is to be made of")
+        assert out.read_bytes() == before
+
+
 def test_existing_files_are_left_without_overwrite(
     data: Path, head: Path, tmp_path: Path, run: Run
 ) -> None:

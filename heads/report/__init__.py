@@ -49,7 +49,7 @@ def report(config: ReportConfig) -> Path:
     MissingExtra
         If matplotlib (or, for images, Pillow) is not installed.
     """
-    refuse_existing(config.out, config.overwrite)
+    refuse_existing(config.out, config.overwrite, [config.content, *config.caches])
     if config.count < 0:
         raise ValueError(f"--count {config.count}: expected at least 0")
     contents = gather(config.content, config.caches)
