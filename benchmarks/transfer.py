@@ -223,9 +223,9 @@ def main() -> None:
     if arguments.quick:
         suffix = "_quick"
         arguments.stage_1, arguments.splits = ["gyosho"], 1
-        arguments.networks = arguments.networks[1:2]
+        arguments.networks = arguments.networks[:2][-1:]  # of the quickstart's a small one
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that are started
-    make_caches(arguments.quickstart, arguments.caches)
+    make_caches(arguments.quickstart, arguments.caches, arguments.networks)
     jobs = [
         Job(arguments.quickstart, arguments.caches, tuple(arguments.networks), font, kind, split)
         for split in range(arguments.splits)

@@ -8,13 +8,14 @@ leaves out each component with a probability of his own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from examples.kanji.dataset import SOURCE_FONTS, TARGET_FONTS, image_id, read_kanji
-from examples.quickstart import RECIPES, VIEWS
+from examples.quickstart import VIEWS
 from featcache import FeatureCache
 from featcache.extraction import extract
 from featcache.settings import ExtractionConfig
@@ -60,18 +61,20 @@ class Domain:
         return len(self.Y)
 
 
-def missing_caches(quickstart: Path, folder: Path) -> list[ExtractionConfig]:
+def missing_caches(
+    quickstart: Path, folder: Path, networks: Sequence[str]
+) -> list[ExtractionConfig]:
     """``featcache extract`` of every typeface that the quickstart did not extract itself."""
     configs = []
     for font in TARGET_FONTS:
         for part in FOLDERS:
-            for recipe in RECIPES:
-                name = f"{font}_{part}/{recipe.name}.h5"
+            for network in networks:
+                name = f"{font}_{part}/{network}.h5"
                 if (quickstart / "caches" / name).is_file() or (folder / name).is_file():
                     continue
                 configs.append(
                     ExtractionConfig(
-                        run=str(quickstart / "runs" / recipe.name),
+                        run=str(quickstart / "runs" / network),
                         images=str(quickstart / "data" / font / part),
                         out=str(folder / name),
                         views="strong",
@@ -83,9 +86,14 @@ def missing_caches(quickstart: Path, folder: Path) -> list[ExtractionConfig]:
     return configs
 
 
-def make_caches(quickstart: Path, folder: Path) -> None:
+def make_caches(quickstart: Path, folder: Path, networks: Sequence[str]) -> None:
     """Extract what is missing; some minutes."""
-    for config in missing_caches(quickstart, folder):
+    for network in networks:
+        if not (quickstart / "runs" / network).is_dir():
+            raise SystemExit(
+                f"--quickstart {quickstart}: no runs/{network} there; run `make quickstart` first"
+            )
+    for config in missing_caches(quickstart, folder, networks):
         print(f"extracting {config.out}", flush=True)
         extract(config)
 
