@@ -91,7 +91,7 @@ def measured(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.stem.endswith("_quick")]
 
 
-QUICKSTART = {"transfer"}  # needs a finished one; tests/test_transfer.py has its parts
+QUICKSTART = {"transfer"}  # needs a finished one: tests/test_pipeline.py has that, and runs it
 
 
 @pytest.mark.slow

@@ -147,8 +147,9 @@ def test_pixels_to_submission(world, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_quickstart_adapts_to_a_brush_script(tmp_path):
+def test_the_quickstart_adapts_to_a_brush_script(tmp_path, monkeypatch):
     """One epoch of one narrow network: far from the full figures, but the order must be right."""
+    from benchmarks import measure, transfer
     from examples.quickstart import Recipe, quickstart
 
     recovery = quickstart(tmp_path, recipes=(Recipe("tiny", 16, 32, 2, 3e-3),))
@@ -170,3 +171,23 @@ def test_the_quickstart_adapts_to_a_brush_script(tmp_path):
     assert saved == [pytest.approx(blend.scores[stage_1].mean(), abs=1e-4)]
     assert (tmp_path / "recovery.png").stat().st_size > 10_000
     assert recovery.table().count("\n") == len(recovery.rows)
+
+    # The benchmark of transfer goes on from here.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(transfer, "RESULTS", tmp_path / "results")
+    command = f"--quick --jobs 1 --networks tiny --shifts none --quickstart {tmp_path}"
+    words = [*command.split(), "--caches", str(tmp_path / "transfer")]
+    monkeypatch.setattr("sys.argv", ["python -m benchmarks transfer", *words])
+    transfer.main()
+    with (tmp_path / "results" / "transfer_quick.csv").open(encoding="utf-8") as file:
+        assert "; python -m benchmarks transfer --quick" in file.readline()
+        found = {
+            row["model"]: float(row["F2"])
+            for row in csv.DictReader(file)
+            if row["group"] == "Stage 1"
+        }
+    ours = found["ours (+ aligned source head)"]
+    assert found["unadapted, source cut"] < ours < found["oracle (labels of that domain)"]
+    assert "torch dropout head, Adam" in found
+    assert (tmp_path / "results" / "transfer_quick.png").exists()
