@@ -26,7 +26,8 @@ class TwoDomainCV(ShowsResults):
     rows of *each* domain are scored by mean F-beta per image at that domain's best
     global threshold. The pick is the best target score among those whose source
     score is at most ``max_source_loss`` below the unadapted head's; where none is,
-    the one with the best source score. With ``max_source_loss=None`` the target alone decides.
+    the one with the best source score, with a warning. With ``max_source_loss=None`` the
+    target alone decides.
 
     Parameters
     ----------
@@ -152,6 +153,13 @@ class TwoDomainCV(ShowsResults):
             "efficient": efficient(rows[:, 2:]),
         }
         allowed = source >= least
+        if not allowed.any():
+            warnings.warn(
+                f"no source weight keeps the source's F-beta within {self.max_source_loss} of the "
+                f"unadapted head's, {least + self.max_source_loss:.3f}: the nearest is taken; try "
+                "larger weights, or max_source_loss=None, with which the target alone decides",
+                stacklevel=3,
+            )
         best = int(np.argmax(np.where(allowed, target, -np.inf) if allowed.any() else source))
         self.estimator_, self.oof_predict_proba_, self.source_oof_predict_proba_ = fits[best]
         self.source_weight_ = float(weight[best])
