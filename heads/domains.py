@@ -153,7 +153,7 @@ class TwoDomainCV(ShowsResults):
             "efficient": efficient(rows[:, 2:]),
         }
         allowed = source >= least
-        if not allowed.any():
+        if self.max_source_loss is not None and not allowed.any():
             warnings.warn(
                 f"no source weight keeps the source's F-beta within {self.max_source_loss} of the "
                 f"unadapted head's, {least + self.max_source_loss:.3f}: the nearest is taken; try "

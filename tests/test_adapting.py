@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from heads.commands import BlendConfig
 from heads.domain_heads import AdaptedModel
 from heads.metrics import mean_fbeta
 from heads.prediction import Predictor
+from heads.report import ReportConfig, report
 from heads.storage import load, save
 from tests import synthetic
 
@@ -143,6 +145,15 @@ def test_adapted_models_blend_like_heads(data: Path, tmp_path: Path) -> None:
     )
     np.testing.assert_allclose(P, expected, atol=1e-6)
     assert len(predictor.explanations()) == len(stored.models)
+
+
+def test_the_report_tells_how_models_were_adapted(data: Path, tmp_path: Path) -> None:
+    path = data / "adapted/net0.h5"
+    page = report(ReportConfig(content=str(path), out=str(tmp_path / "a.html")))
+    first, *_ = str(load(path).provenance["explanation"]).splitlines()
+    text = html.unescape(page.read_text("utf-8"))
+    assert "was adapted" in text
+    assert first in text
 
 
 def test_strict_looks_at_no_image_of_the_set(data: Path, tmp_path: Path) -> None:

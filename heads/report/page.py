@@ -197,11 +197,21 @@ def _models(found: Contents) -> Markup:
         "source score": [float(f.get("source_score", np.nan)) for f in facts],
         "features": [getattr(model.estimator, "n_features_in_", "") for model in models],
     }
-    return table(
-        f"The models by themselves; out-of-fold mean F{found.beta:g} at their own best cuts",
-        columns,
-        filterable=len(found.models) > 5,
-    )
+    parts = [
+        table(
+            f"The models by themselves; out-of-fold mean F{found.beta:g} at their own best cuts",
+            columns,
+            filterable=len(found.models) > 5,
+        )
+    ]
+    for name, told in zip(columns["model"], facts, strict=True):
+        if told.get("explanation"):
+            parts.append(_folded(f"How {name} was adapted", str(told["explanation"])))
+    return joined(parts)
+
+
+def _folded(name: str, content: str) -> Markup:
+    return element("details", element("summary", name), element("pre", content, tabindex=0))
 
 
 def _rate(model: Any) -> float:
@@ -280,19 +290,9 @@ def _provenance(found: Contents) -> Markup:
     for used, cache in rows:
         if cache is not None:
             whole = json.dumps(dict(cache.provenance), indent=1, ensure_ascii=False, default=str)
-            name = f"Provenance of {used.path}"
-            parts.append(
-                element("details", element("summary", name), element("pre", whole, tabindex=0))
-            )
+            parts.append(_folded(f"Provenance of {used.path}", whole))
     heads = [str(model.provenance.get("command", "not recorded")) for model in found.models]
-    listing = "\n".join(heads)
-    parts.append(
-        element(
-            "details",
-            element("summary", f"Commands of the {len(heads)} heads"),
-            element("pre", listing, tabindex=0),
-        )
-    )
+    parts.append(_folded(f"Commands of the {len(heads)} heads", "\n".join(heads)))
     if not any(used.role == TARGET and cache is not None for used, cache in rows):
         parts.append(element("p", "No cache of the labelled images was found; pass --caches."))
     return joined(parts)
