@@ -18,7 +18,7 @@ from heads.screening import Entries, Labels
 from heads.windows import Window, groups_of
 
 _THINNER = 0.5  # scores of candidates are copied where so few of them still matter
-_DEEPER = 0.1  # of the floor, by which what is copied reaches deeper, as the floor moves
+_DEEPER = 0.25  # of the floor, by which what is copied reaches deeper, as the floor moves
 _TRADE = 0.005  # of F-beta that a candidate may lose on one domain before it is looked at closer
 _SPARE = 0.01  # of F-beta, by which the hint of a floor is more careful than needed
 

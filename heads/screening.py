@@ -219,7 +219,7 @@ def _floors(stack: Stack, rows: np.ndarray, truth: Truth, depth: float) -> np.nd
         for m, p in enumerate(stack.models):
             sample = p[rows[look]].ravel()
             floor[m] = np.partition(sample, len(sample) - wanted)[len(sample) - wanted]
-        stack.release()
+            stack.release()
     return floor
 
 
