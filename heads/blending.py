@@ -51,6 +51,10 @@ class Blend(ShowsResults):
         Additions of the greedy method at most.
     patience : int
         Additions without a better score after which the greedy method stops.
+    stop_cv : int, optional
+        The number of additions whose blend is kept is the one with the best score on images left
+        out, when the greedy method is repeated in that many folds, which keep groups together.
+        Takes as long again for each fold. Default: the one with the best score here.
     start : int
         The greedy method starts from that many of the best models at most: as many, best
         first, as make the best mean.
@@ -85,7 +89,7 @@ class Blend(ShowsResults):
     path_ : dict of arrays
         For each step of the greedy method (else one step): "model" that was added,
         "score" after it (of the objective) and "domain_score" (S, D), of each domain at its own
-        best threshold.
+        best threshold; with `stop_cv` "held_out", the score of images that were left out.
     domains_ : list of D
         Domains in the order of `path_`; one, None, if none were given.
     pareto_ : dict of arrays
@@ -137,6 +141,7 @@ class Blend(ShowsResults):
         average: str = "probability",
         max_steps: int = 50,
         patience: int = 10,
+        stop_cv: int | None = None,
         start: int = 1,
         loss: str = "log",
         domain_weights: Mapping[Any, float] | None = None,
@@ -151,6 +156,7 @@ class Blend(ShowsResults):
         self.average = average
         self.max_steps = max_steps
         self.patience = patience
+        self.stop_cv = stop_cv
         self.start = start
         self.loss = loss
         self.domain_weights = domain_weights
@@ -198,7 +204,10 @@ class Blend(ShowsResults):
         self._check()
         data = _Data.of(self, P, Y, domains, mask, missed, names)
         folds = None if self.cv is None else data.folds(self.cv, groups, self.random_state)
-        found = self._selected(data, folds)
+        parts = None
+        if self.stop_cv is not None:
+            parts = data.parts(data.folds(self.stop_cv, groups, self.random_state))
+        found = self._selected(data, folds, parts)
         self.weights_ = found.choice.weights
         self.domains_ = data.names
         self.n_features_in_ = data.stack.shape[1]
@@ -216,6 +225,8 @@ class Blend(ShowsResults):
             self.path_ = {"model": np.array([-1]), "score": np.array([self.score_])}
         else:
             self.path_ = {"model": path.model, "score": path.value, "domain_score": path.score}
+            if found.choice.held_out is not None:
+                self.path_["held_out"] = found.choice.held_out
         if found.front is not None:
             self.pareto_ = found.front
         if found.nested is not None:
@@ -257,8 +268,12 @@ class Blend(ShowsResults):
         for name in ("max_steps", "patience", "start"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if self.stop_cv is not None and self.method != "greedy":
+            raise ValueError("stop_cv needs method='greedy', which alone takes steps")
 
-    def _selected(self, data: _Data, folds: list[Fold] | None) -> _Selected:
+    def _selected(
+        self, data: _Data, folds: list[Fold] | None, parts: list[np.ndarray] | None
+    ) -> _Selected:
         """What is chosen on the entries that can matter; deeper ones are read where needed."""
         logits, depth = self.average == "logit", _DEPTH
         if self.method == "simplex" and len(data.stack) * np.prod(data.stack.shape) <= _ALL:
@@ -276,12 +291,12 @@ class Blend(ShowsResults):
         while True:
             kept = [data.entries(d, self.beta, logits, depth) for d in range(len(data.rows))]
             try:
-                choice = choose(kept, rule)
+                choice = choose(kept, rule, parts)
                 front = held_out = None
                 if len(kept) > 1 and choice.path is not None:
-                    front = pareto_front(kept, choice.path, rule, self.trade_offs or ())
+                    front = pareto_front(kept, choice, rule, self.trade_offs or (), parts)
                 if folds is not None:
-                    held_out = nested(kept, data.rows, folds, rule).results()
+                    held_out = nested(kept, data.rows, folds, rule, parts).results()
                 return _Selected(choice, front, held_out)
             except TooShallow:
                 depth *= _DEEPER
@@ -371,3 +386,10 @@ class _Data:
         """Folds over all rows."""
         n = self.stack.shape[0]
         return check_folds(cv, np.empty((n, 0)), self.truth, groups, random_state)
+
+    def parts(self, folds: list[Fold]) -> list[np.ndarray]:
+        """By domain, in which fold each of its rows is left out."""
+        part = np.zeros(self.stack.shape[0], dtype=np.intp)
+        for f, (_, test) in enumerate(folds):
+            part[test] = f
+        return [part[rows] for rows in self.rows]

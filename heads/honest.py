@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from heads.folds import Fold
-from heads.metrics import bootstrap_interval, fbeta
+from heads.metrics import bootstrap_interval
 from heads.screening import Entries
-from heads.selecting import Rule, averaged, best_cut, choose, merged
+from heads.selecting import Rule, best_cut, choose, merged, scored, without
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def nested(
     rows: Sequence[np.ndarray],
     folds: Sequence[Fold],
     rule: Rule,
+    parts: Sequence[np.ndarray] | None = None,
 ) -> Nested:
     """Repeat the whole selection in each fold and score the images that it left out.
 
@@ -58,6 +59,8 @@ def nested(
     domains, rows
         Entries of each domain, and the numbers of its images in the folds, ascending.
     folds : sequence of (train, test)
+    parts
+        As of `choose`.
 
     Raises
     ------
@@ -70,25 +73,15 @@ def nested(
     whole = merged(domains, weights)
     place = np.concatenate(rows)
     blend, uniform = np.zeros(len(place)), np.zeros(len(place))
-    for f, (train, test) in enumerate(folds):
-        chosen = []
-        for entries, own in zip(domains, rows, strict=True):
-            at = np.flatnonzero(np.isin(own, train))
-            if not len(at):
-                raise ValueError(f"fold {f} of cv chooses on no image of one of the domains")
-            chosen.append(entries.of_images(at))
+    for train, test in folds:
+        kept = [np.flatnonzero(np.isin(own, train)) for own in rows]
+        chosen = without(domains, kept)
+        inner = None
+        if parts is not None:
+            inner = [own[at] for own, at in zip(parts, kept, strict=True)]
         left_out = np.flatnonzero(np.isin(place, test))
         seen, unseen = merged(chosen, weights), whole.of_images(left_out)
         M = len(seen.score)
-        for into, w in ((blend, choose(chosen, rule).weights), (uniform, np.full(M, 1 / M))):
-            into[left_out] = _scored(unseen, w, best_cut(seen, w).cut)
+        for into, w in ((blend, choose(chosen, rule, inner).weights), (uniform, np.full(M, 1 / M))):
+            into[left_out] = scored(unseen, w, best_cut(seen, w).cut)
     return Nested(blend, uniform, whole.truth.share)
-
-
-def _scored(entries: Entries, weights: np.ndarray, cut: float) -> np.ndarray:
-    """F-beta of each image at a cut above the floor."""
-    passed = np.flatnonzero(averaged(entries, weights) >= cut)
-    n, truth = len(entries.truth.true), entries.truth
-    right = np.bincount(entries.image[passed[passed < entries.right]], minlength=n)
-    predicted = np.bincount(entries.image[passed], minlength=n)
-    return fbeta(right, truth.true, predicted, truth.beta)

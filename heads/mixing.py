@@ -39,6 +39,9 @@ class BlendConfig:
         "", "with either of these: weights of the target, such as 0,0.5, to add to the Pareto table"
     )
     cv: int = option(5, "folds in which the whole choice is repeated for an honest score; 0: none")
+    stop_folds: int = option(
+        0, "folds in which the number of steps of the greedy method is tried on images left out"
+    )
     decision: str = option("expected", DECISIONS, choices=NAMED)
     min_labels: int = option(0, "labels that an image gets at least")
     max_labels: int | None = option(None, "labels that an image gets at most (default: any number)")
@@ -113,6 +116,8 @@ def _fitted(config: BlendConfig, domains: Sequence[Joined]) -> Blend:
     folds = min(config.cv, len(domains[0].truth.ids))
     if folds > 1 and config.method != "uniform":  # which chooses nothing
         options["cv"] = folds
+    if config.stop_folds:
+        options["stop_cv"] = min(config.stop_folds, len(domains[0].truth.ids))
     if len(domains) > 1:
         options["max_source_loss"] = config.max_source_loss
         if config.max_source_loss is None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from heads.greedy import Path
 from heads.screening import Entries
-from heads.selecting import Rule, choose, single_scores
+from heads.selecting import Choice, Rule, choose, single_scores
 
 
 def efficient(scores: np.ndarray) -> np.ndarray:
@@ -27,7 +27,11 @@ def efficient(scores: np.ndarray) -> np.ndarray:
 
 
 def pareto_front(
-    domains: Sequence[Entries], path: Path, rule: Rule, trade_offs: Iterable[float]
+    domains: Sequence[Entries],
+    choice: Choice,
+    rule: Rule,
+    trade_offs: Iterable[float],
+    parts: Sequence[np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """The table ``Blend.pareto_``: models alone, steps, and the best of each trade-off.
 
@@ -36,7 +40,8 @@ def pareto_front(
     ValueError
         If a trade-off is not in [0, 1].
     """
-    M, D = len(domains[0].score), len(domains)
+    M, D, path = len(domains[0].score), len(domains), choice.path
+    assert path is not None  # the method is greedy
     rest = np.full(D, 1 / (D - 1))
     rest[0] = 0
     weights, scores = [np.eye(M), _weights(path, M)], [single_scores(domains), path.score]
@@ -48,10 +53,10 @@ def pareto_front(
             domain_weights=share * np.eye(D)[0] + (1 - share) * rest,
             max_source_loss=None,
         )
-        other = choose(domains, traded).path
-        assert other is not None  # the method is greedy
-        weights.append(_weights(other, M)[[other.best - 1]])
-        scores.append(other.score[[other.best - 1]])
+        other = choose(domains, traded, parts)
+        assert other.path is not None
+        weights.append(other.weights[None])
+        scores.append(other.path.score[[other.steps - 1]])
     score = np.concatenate(scores)
     return {
         "weights": np.concatenate(weights),
@@ -59,7 +64,7 @@ def pareto_front(
         "target_score": score[:, 0],
         "source_score": score[:, 1:].mean(axis=1),
         "efficient": efficient(score),
-        "chosen": np.arange(len(score)) == M + path.best - 1,
+        "chosen": np.arange(len(score)) == M + choice.steps - 1,
     }
 
 

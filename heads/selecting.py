@@ -9,6 +9,7 @@ import numpy as np
 
 from heads.bounds import Best, Bounds
 from heads.greedy import Path, select
+from heads.metrics import fbeta
 from heads.objectives import Constrained, Objective, WeightedSum
 from heads.screening import Entries, Truth
 from heads.simplex import simplex_weights
@@ -44,14 +45,35 @@ class Rule:
 
 @dataclass(frozen=True)
 class Choice:
-    """Weights (M,) and, of the greedy method, the path to them."""
+    """Weights (M,) and how the greedy method has come to them.
+
+    Attributes
+    ----------
+    weights : (M,) array
+    path : Path or None
+        Of the greedy method.
+    steps : int
+        Steps of the path that the weights are made of.
+    held_out : (S,) array or None
+        Score of images that were left out of the choice, after each step of the path.
+    """
 
     weights: np.ndarray
-    path: Path | None
+    path: Path | None = None
+    steps: int = 0
+    held_out: np.ndarray | None = None
 
 
-def choose(domains: Sequence[Entries], rule: Rule) -> Choice:
+def choose(
+    domains: Sequence[Entries], rule: Rule, parts: Sequence[np.ndarray] | None = None
+) -> Choice:
     """Choose weights on the entries of some images of each domain.
+
+    Parameters
+    ----------
+    parts : for each domain (n,), optional
+        Part of each image. The greedy method then stops where it was best, on average over
+        the parts, for images of a part when it was repeated on those of the others.
 
     Raises
     ------
@@ -60,15 +82,56 @@ def choose(domains: Sequence[Entries], rule: Rule) -> Choice:
     """
     M = len(domains[0].score)
     if rule.method == "uniform":
-        return Choice(np.full(M, 1 / M), None)
+        return Choice(np.full(M, 1 / M))
     if rule.method == "simplex":
-        weights = simplex_weights(domains, rule.domain_weights, rule.loss, rule.logits)
-        return Choice(weights, None)
+        return Choice(simplex_weights(domains, rule.domain_weights, rule.loss, rule.logits))
+    path = _path(domains, rule)
+    steps, held_out = path.best, None
+    if parts is not None:
+        held_out = _held_out(domains, parts, rule)[: len(path.model)]
+        steps = int(np.argmax(held_out)) + 1
+    counts = np.bincount(path.model[:steps], minlength=M)
+    return Choice(counts / counts.sum(), path, steps, held_out)
+
+
+def _path(domains: Sequence[Entries], rule: Rule) -> Path:
     objective = _objective(domains, rule)
     start = _sorted_start(domains, objective, rule.start) if rule.start > 1 else []
-    path = select(domains, objective, rule.max_steps, rule.patience, start)
-    counts = np.bincount(path.model[: path.best], minlength=M)
-    return Choice(counts / counts.sum(), path)
+    return select(domains, objective, rule.max_steps, rule.patience, start)
+
+
+def _held_out(domains: Sequence[Entries], parts: Sequence[np.ndarray], rule: Rule) -> np.ndarray:
+    """(max_steps,) score of all images after each step, when their part did not choose."""
+    whole, place = merged(domains, rule.domain_weights), np.concatenate(parts)
+    values = np.zeros(rule.max_steps)
+    for part in np.unique(place):
+        left_out = np.flatnonzero(place == part)
+        chosen = without(domains, [np.flatnonzero(own != part) for own in parts])
+        seen, unseen = merged(chosen, rule.domain_weights), whole.of_images(left_out)
+        models = _path(chosen, rule).model
+        found = np.zeros(len(models))
+        for step in range(len(models)):
+            counts = np.bincount(models[: step + 1], minlength=len(seen.score))
+            weights = counts / counts.sum()
+            found[step] = whole.truth.share[left_out] @ scored(
+                unseen, weights, best_cut(seen, weights).cut
+            )
+        values += np.append(found, np.full(rule.max_steps - len(found), found[-1]))
+    return values
+
+
+def without(domains: Sequence[Entries], rows: Sequence[np.ndarray]) -> list[Entries]:
+    """Entries of some images of each domain.
+
+    Raises
+    ------
+    ValueError
+        If there are none of a domain.
+    """
+    for at in rows:
+        if not len(at):
+            raise ValueError("a fold of cv or stop_cv chooses on no image of one of the domains")
+    return [entries.of_images(at) for entries, at in zip(domains, rows, strict=True)]
 
 
 def _objective(domains: Sequence[Entries], rule: Rule) -> Objective:
@@ -124,6 +187,15 @@ def best_cut(entries: Entries, weights: np.ndarray) -> Best:
     found = bounds.best(-np.inf)
     assert found is not None
     return found
+
+
+def scored(entries: Entries, weights: np.ndarray, cut: float) -> np.ndarray:
+    """F-beta of each image at a cut above the floor."""
+    passed = np.flatnonzero(averaged(entries, weights) >= cut)
+    n, truth = len(entries.truth.true), entries.truth
+    right = np.bincount(entries.image[passed[passed < entries.right]], minlength=n)
+    predicted = np.bincount(entries.image[passed], minlength=n)
+    return fbeta(right, truth.true, predicted, truth.beta)
 
 
 def _none(model: int, some: np.ndarray) -> tuple[float, float]:

@@ -545,6 +545,41 @@ def test_the_nested_score_is_that_of_whole_selections() -> None:
     assert blend.nested_score_ == pytest.approx(values.mean(), abs=1e-12)
 
 
+def test_steps_end_where_images_left_out_are_best() -> None:
+    P, Y = rare(15, 6, 60, 50)
+    groups = np.repeat(np.arange(20), 3)
+    blend = Blend(stop_cv=3, max_steps=7, patience=7).fit(P, Y, groups=groups)
+    expected = np.zeros(7)
+    for train, test in MultilabelGroupKFold(3, 0).split(Y, Y, groups):
+        inner = Blend(max_steps=7, patience=7).fit(P[:, train], Y[train])
+        for step in range(7):
+            models = inner.path_["model"][: step + 1]
+            threshold, _ = best_global_threshold(P[models][:, train].mean(0), Y[train])
+            chosen = P[models][:, test].mean(0) >= threshold
+            expected[step] += fbeta_per_image(Y[test], chosen, 2).sum() / len(Y)
+    np.testing.assert_allclose(blend.path_["held_out"], expected, atol=1e-12)
+    steps = int(np.argmax(expected)) + 1
+    counts = np.bincount(blend.path_["model"][:steps], minlength=6)
+    np.testing.assert_array_equal(blend.weights_, counts / steps)
+    free = Blend(max_steps=7, patience=7).fit(P, Y)
+    np.testing.assert_array_equal(blend.path_["model"], free.path_["model"])
+
+
+def test_stopping_by_images_left_out_goes_with_domains_and_honest_scores() -> None:
+    rng = np.random.default_rng(1)
+    P, Y = rng.random((15, 60, 8)), (rng.random((60, 8)) < 0.2).astype(float)
+    domains = np.repeat(["a", "b"], 30)
+    for options in ({}, {"max_source_loss": 0.05}):
+        blend = Blend(stop_cv=3, cv=3, max_steps=8, **options).fit(P, Y, domains)
+        assert len(blend.path_["held_out"]) == len(blend.path_["model"])
+        np.testing.assert_array_equal(
+            blend.pareto_["weights"][blend.pareto_["chosen"]], [blend.weights_]
+        )
+        assert np.isfinite(blend.nested_score_)
+    with pytest.raises(ValueError, match="stop_cv needs method='greedy'"):
+        Blend(method="simplex", stop_cv=3).fit(P, Y)
+
+
 def test_a_blend_admits_that_the_mean_is_as_good() -> None:
     P, Y = models(13, (1.5,) * 12, n=80)  # all alike: weights can only fit chance
     blend = Blend(cv=4).fit(P, Y)
