@@ -221,6 +221,13 @@ class CacheFile:
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
     @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 of all arrays, from their hashes; not of the provenance, which tells dates."""
+        sums = self.checksums or _checksums(self.arrays, {})
+        told = {name: value for name, value in sorted(sums.items()) if name != "provenance"}
+        return hashlib.sha256(json.dumps([self.identity, told]).encode()).hexdigest()
+
+    @cached_property
     def ids(self) -> np.ndarray:
         """(n,) str."""
         return self._texts("ids")

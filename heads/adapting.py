@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from featcache import FeatureCache
+from featcache import FeatureCache, layout
 from featcache.console import command_line, option, required
 from heads.adaptation import Adaptation
 from heads.domain_heads import DomainConfig
@@ -101,7 +101,9 @@ def adapt(config: AdaptConfig) -> Head:
             "command": command_line("heads adapt", config, config.cache),
             "versions": versions(),
             "cache": str(config.cache),
+            "cache_hash": layout.read(cache.path).content_hash,
             "source": config.source,
+            "source_hash": layout.read(source.path).content_hash,
             "method": "adaptation",
             "beta": config.beta,
             "score": float(values.mean()),

@@ -11,7 +11,7 @@ import numpy as np
 import sklearn
 from scipy.sparse import csr_matrix
 
-from featcache import FeatureCache
+from featcache import FeatureCache, layout
 from featcache.console import command_line, option, required
 from heads.chain import NAMED, named_decision
 from heads.decisions import Decision, best_global_threshold
@@ -205,6 +205,7 @@ def fit(config: FitConfig) -> Head:
             "command": command_line("heads fit", config, config.cache),
             "versions": versions(),
             "cache": str(config.cache),
+            "cache_hash": layout.read(cache.path).content_hash,
             "network": cache.network_name,
             "source": config.source,
             "method": config.method,
@@ -260,6 +261,7 @@ def _fit(config: FitConfig, cache: FeatureCache, rows: dict[str, Any]) -> _Fitte
         "source": held_out(source, both.source_oof_predict_proba_, source_rows),
     }
     facts = {
+        "source_hash": layout.read(source.path).content_hash,
         "source_weight": both.source_weight_,
         "source_score": both.source_score_,
         "pareto": {key: value.tolist() for key, value in both.pareto_.items()},

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from featcache import CacheSet, FeatureCache
+from featcache import CacheSet, FeatureCache, layout
 from featcache.console import option, required
 from heads.adapting import AdaptConfig
-from heads.catalogue import Entry, list_entries
+from heads.catalogue import Entry, list_entries, read_entry
 from heads.fitting import FitConfig
 from heads.recipes import parse_command
 from heads.sweep import Outcome, Sweep, Workers, in_the_way, make_all, refuse_file
@@ -131,8 +131,15 @@ def _called(old: str, new: Sequence[FeatureCache]) -> FeatureCache | None:
 
 
 def _is_of(wanted: FitConfig | AdaptConfig) -> bool:
-    """Whether the head that is there was fitted on that very cache."""
-    (entry,) = list_entries([wanted.out]).entries
-    recorded = Path(str(entry.provenance.get("cache", "")))
-    same = recorded.absolute() == Path(wanted.cache).absolute()
-    return same and entry.network_id == FeatureCache(wanted.cache).network_id
+    """Whether the head that is there was fitted on those very caches, as they are now.
+
+    Of heads that were made before hashes of caches were kept nobody knows.
+    """
+    told = read_entry(wanted.out).provenance
+    places = {"cache": wanted.cache, "source": wanted.source}
+    return all(
+        Path(str(told.get(name, ""))).absolute() == Path(place).absolute()
+        and told.get(f"{name}_hash") == layout.read(place).content_hash
+        for name, place in places.items()
+        if place
+    )

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import joblib
 
-from featcache import CacheSet, FeatureCache
+from featcache import CacheSet, FeatureCache, layout
 from featcache.cacheset import short
 from featcache.console import Interrupted, Progress, option, required
 from featcache.errors import MissingExtra
@@ -241,6 +241,13 @@ def in_the_way(wanted: FitConfig) -> str:
             f"is there, but of network {short(entry.network_id)}, not that of {wanted.cache}; "
             "make it again with `heads refit`, or choose another --out"
         )
+    for name, place in (("cache", wanted.cache), ("source", wanted.source)):
+        known = entry.provenance.get(f"{name}_hash")
+        if place and known not in (None, layout.read(place).content_hash):
+            return (
+                f"is there, but {place} has been made again since, with another content; "
+                "make it again with `heads refit`, or choose another --out"
+            )
     return ""
 
 

@@ -16,6 +16,7 @@ from heads.commands import BlendConfig, FitConfig
 from heads.recipes import parse_command, without_files
 from heads.refitting import RefitConfig, refit
 from heads.storage import load
+from heads.sweep import in_the_way
 from tests import synthetic
 
 TARGET, SOURCE = synthetic.images(90, 0), synthetic.images(80, 1)
@@ -100,6 +101,27 @@ def test_in_place_only_with_overwrite(data: Path, capsys: pytest.CaptureFixture[
     new = FeatureCache(data / "new/stage_1/a.h5").network_id
     networks = [load(data / f"heads/{n}.h5").network_id for n in ("both", "plain", "b")]
     assert [network == new for network in networks] == [True, True, False]
+
+
+def test_a_cache_that_was_made_again_in_its_place_is_noticed(data: Path) -> None:
+    old = data / "old"
+    places = {"caches": [str(old)], "overwrite": True}
+    first = refit(config(data, **places)).sweep
+    assert (first.made, sorted(first.present)) == ([], ["b.h5", "both.h5", "plain.h5"])
+    before = FeatureCache(old / "stage_1/a.h5")
+    path = old / "validation/a.h5"
+    path.unlink()
+    synthetic.write(path, synthetic.images(80, 7), 0, views=2)  # other images, the same network
+    assert FeatureCache(path).network_id == before.network_id
+    assert [o.name for o in refit(config(data, **places)).sweep.made] == ["both.h5"]
+    path.unlink()
+    synthetic.write(path, synthetic.images(80, 7), 0, views=2)  # the same images again
+    assert refit(config(data, **places)).sweep.made == []
+    wanted = parse_command(load(data / "heads/both.h5").provenance["command"], "fit", FitConfig)
+    assert in_the_way(wanted) == ""
+    path.unlink()
+    synthetic.write(path, SOURCE, 0, views=2)
+    assert f"{path} has been made again since, with another content" in in_the_way(wanted)
 
 
 def test_without_new_validation_images_only_heads_that_need_them_fail(data: Path) -> None:
