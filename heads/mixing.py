@@ -15,6 +15,7 @@ from heads.blending import AVERAGES, METHODS, Blend
 from heads.chain import NAMED, named_decision
 from heads.fitting import DECISIONS, decide, parse_numbers, versions
 from heads.members import Joined, join, open_members
+from heads.stacks import Chained
 from heads.storage import StoredBlend, refuse_existing, save
 
 
@@ -129,9 +130,10 @@ def _fitted(config: BlendConfig, domains: Sequence[Joined]) -> Blend:
     masks = [
         np.zeros(truth.proba.shape, bool) if truth.mask is None else truth.mask for truth in truths
     ]
-    scores = domains[0].scores  # mapped from the heads' files, where all are in one order
+    # Mapped from the heads' files, where all are in one order.
+    scores: list[Any] = domains[0].scores
     if len(domains) > 1:
-        scores = [np.concatenate(parts) for parts in zip(*(d.scores for d in domains), strict=True)]
+        scores = [Chained(parts) for parts in zip(*(d.scores for d in domains), strict=True)]
     return fitted.fit(
         scores,
         csr_matrix(vstack([truth.Y for truth in truths])),

@@ -12,11 +12,45 @@ import numpy as np
 
 from heads.inputs import check_scores
 
-Models: TypeAlias = "np.ndarray | Sequence[np.ndarray | str | os.PathLike[str]]"
+Models: TypeAlias = "np.ndarray | Sequence[np.ndarray | Chained | str | os.PathLike[str]]"
 
 _Path = (str, os.PathLike)
 _CHUNK = 1 << 26  # bytes of all models' scores that are looked at at once
 _ONE = np.float16(1).view(np.uint16)
+
+
+class Chained:
+    """Scores of one model whose rows are in several (n, K) arrays, one after the other; no copy.
+
+    Has of an array what a :class:`Stack` asks for: shape, dtype, and rows by an ascending index.
+    """
+
+    ndim = 2
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self._parts = list(parts)
+        self._first = np.cumsum([0, *(len(part) for part in parts)])
+        self.shape = (int(self._first[-1]), parts[0].shape[1])
+        self.dtype = np.result_type(*(part.dtype for part in parts))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        at = np.arange(len(self))[rows]
+        bounds = np.searchsorted(at, self._first)
+        found = [
+            np.asarray(part[at[start:stop] - first], self.dtype)
+            for part, first, start, stop in zip(
+                self._parts, self._first, bounds, bounds[1:], strict=False
+            )
+            if start < stop
+        ]
+        return (
+            found[0]
+            if len(found) == 1
+            else np.concatenate([*found, np.empty((0, self.shape[1]), self.dtype)])
+        )
 
 
 @dataclass(frozen=True)
@@ -26,7 +60,7 @@ class Stack:
     Attributes
     ----------
     models : list of M (n, K) arrays
-        In memory, or mapped from files.
+        In memory, mapped from files, or chained.
     names : list of M str
         What a model is called where it is refused.
     maps : list of maps

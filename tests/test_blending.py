@@ -18,6 +18,7 @@ from heads.blending import Blend
 from heads.decisions import GlobalThreshold, best_global_threshold
 from heads.folds import MultilabelGroupKFold
 from heads.metrics import fbeta_per_image, mean_fbeta
+from heads.stacks import Chained
 
 SETTINGS = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 METHODS = ("greedy", "simplex", "uniform")
@@ -505,6 +506,22 @@ def test_scores_are_read_from_files(tmp_path: Path) -> None:
     np.testing.assert_array_equal(mapped.weights_, kept.weights_)
     assert mapped.score_ == kept.score_
     np.testing.assert_array_equal(mapped.predict_proba(files), kept.predict_proba(P))
+
+
+def test_chained_rows_are_those_of_one_array() -> None:
+    P, Y = rare(16, 4, 70, 30, np.float16)
+    domains = np.repeat(["a", "b"], [30, 40])
+    chained = [Chained([p[:30], p[30:]]) for p in P]
+    some = np.array([0, 29, 30, 69])
+    for rows in (slice(0, 70), slice(5, 20), slice(25, 40), slice(3, 3), some, some[:0], some[2:]):
+        np.testing.assert_array_equal(chained[0][rows], P[0][rows])
+    one = Blend(max_steps=5).fit(P, Y, domains)
+    other = Blend(max_steps=5).fit(chained, Y, domains)
+    np.testing.assert_array_equal(other.weights_, one.weights_)
+    assert (other.threshold_, other.score_) == (one.threshold_, one.score_)
+    P[2, 33, 4] = np.nan
+    with pytest.raises(ValueError, match=r"P\[2\] is nan at row 33, label 4"):
+        Blend().fit([Chained([p[:30], p[30:]]) for p in P], Y, domains)
 
 
 def test_a_broken_model_is_refused_by_its_name() -> None:
