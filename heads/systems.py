@@ -41,17 +41,17 @@ def _penalty(m: np.ndarray, rho: float, l2: float) -> tuple[str | float, np.ndar
     return rho, rho * m + l2, 1.0
 
 
-def _rounds_badly(gram: np.ndarray, size: float) -> bool:
-    """Whether rounding in `gram` matters against a penalty of `size`."""
+def _rounding(gram: np.ndarray) -> float:
+    """Rounding error of `gram`: its largest eigenvalue, nearly, times that of its type."""
     vector = np.ones(len(gram), gram.dtype)
     largest = 0.0
     for _ in range(8):
         vector = gram @ vector
         largest = float(np.linalg.norm(vector))
         if largest == 0:
-            return False
+            break
         vector /= gram.dtype.type(largest)
-    return largest * np.finfo(gram.dtype).eps > _SAFE * size
+    return largest * float(np.finfo(gram.dtype).eps)
 
 
 class _Factor:
@@ -101,6 +101,8 @@ class _Scaled:
     gram : (n, n)
     cross : (r, n) or None
         Inner products of the test rows with the rows.
+    rounding : float
+        See :func:`_rounding`.
     """
 
     name: str | float
@@ -108,6 +110,7 @@ class _Scaled:
     rows: np.ndarray
     gram: np.ndarray
     cross: np.ndarray | None
+    rounding: float
 
 
 class RowSystem:
@@ -152,7 +155,7 @@ class RowSystem:
         made = self._made
         if made is None or made.name != name:
             made = self._make(name, shape, self.rows.dtype)
-        if made.gram.dtype == np.float32 and _rounds_badly(made.gram, size):
+        if made.gram.dtype == np.float32 and made.rounding > _SAFE * size:
             made = self._make(name, shape, np.dtype(np.float64))
         self._made = made
         return made, _Factor(made.gram, size)
@@ -163,7 +166,8 @@ class RowSystem:
         cross = None
         if self.test is not None:
             cross = (self.test.astype(dtype, copy=False) * scale.astype(dtype)) @ rows.T
-        return _Scaled(name, scale, rows, rows @ rows.T, cross)
+        gram = rows @ rows.T
+        return _Scaled(name, scale, rows, gram, cross, _rounding(gram))
 
     def predict(self, rho: float) -> np.ndarray:
         """b + D x of the test rows; (r, k)."""
@@ -193,6 +197,16 @@ class RowSystem:
         return (self.targets - left) / self.root[:, None] + self.mean_t
 
 
+@dataclass(frozen=True)
+class _Gram:
+    """The same of a `FeatureSystem`, with gram (d, d)."""
+
+    name: str | float
+    scale: np.ndarray
+    gram: np.ndarray
+    rounding: float
+
+
 class FeatureSystem:
     """Solves among d features, for n >= d, from :class:`~heads.moments.Moments`."""
 
@@ -202,41 +216,41 @@ class FeatureSystem:
         self.mean_x, self.mean_t = moments.mean_x, moments.mean_t
         self.m = moments.raw
         self.xx, self.xt = moments.centred()
-        self._made: tuple[tuple[str | float, np.dtype[Any]], np.ndarray, np.ndarray] | None = None
+        self._made: _Gram | None = None
 
     def rounds_badly(self, rho: float) -> bool:
         """Whether float32 products in the moments matter at this rate."""
-        gram, _, size = self._gram(rho, np.dtype(np.float32))
-        return _rounds_badly(gram, size)
+        made, size = self._gram(rho, np.dtype(np.float32))
+        return made.rounding > _SAFE * size
 
-    def _gram(self, rho: float, dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray, float]:
+    def _gram(self, rho: float, dtype: np.dtype[Any]) -> tuple[_Gram, float]:
         name, shape, size = _penalty(self.m, rho, self.l2)
         made = self._made
-        if made is None or made[0] != (name, dtype):
+        if made is None or made.name != name or made.gram.dtype != dtype:
             scale = inverse_root(shape)
             scaled = self.xx * scale
             scaled *= scale[:, None]
             gram = scaled.astype(dtype, copy=False)
-            self._made = made = ((name, dtype), gram, scale)
-        return made[1], made[2], size
+            self._made = made = _Gram(name, scale, gram, _rounding(gram))
+        return made, size
 
     def coefficients(self, rho: float) -> tuple[np.ndarray, np.ndarray]:
         """D (k, d) and b (k,)."""
-        gram, scale, size = self._gram(rho, self.dtype)
-        right = (self.xt * scale[:, None]).astype(self.dtype, copy=False)
-        D = _Factor(gram, size).solve(right).T * scale
+        made, size = self._gram(rho, self.dtype)
+        right = (self.xt * made.scale[:, None]).astype(self.dtype, copy=False)
+        D = _Factor(made.gram, size).solve(right).T * made.scale
         return _with_intercept(D, self.mean_x, self.mean_t.astype(self.dtype))
 
     def held_out(
         self, rho: float, X: np.ndarray, T: np.ndarray, weight: np.ndarray, blocks: list[np.ndarray]
     ) -> np.ndarray:
         """Scores (n, k) of each training row without its block; see `RowSystem.held_out`."""
-        gram, scale, size = self._gram(rho, self.dtype)
+        made, size = self._gram(rho, self.dtype)
         root = np.sqrt(weight)
-        rows = (X - self.mean_x) * scale * root[:, None]
+        rows = (X - self.mean_x) * made.scale * root[:, None]
         targets = (T - self.mean_t) * root[:, None]
         unit = np.sqrt(weight / weight.sum())
-        solved = _Factor(gram, size).solve(np.ascontiguousarray(rows.T)).T
+        solved = _Factor(made.gram, size).solve(np.ascontiguousarray(rows.T)).T
         residual = targets - rows @ (solved.T @ targets)
 
         def block(at: np.ndarray) -> np.ndarray:

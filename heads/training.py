@@ -88,7 +88,8 @@ class TrainingSet:
 
     def row_targets(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """(m v, k) targets of these rows."""
-        return np.repeat(self.Y[np.ix_(images, labels)], self.n_views, axis=0)
+        Y = self.Y[np.ix_(images, labels)]
+        return Y if self.n_views == 1 else np.repeat(Y, self.n_views, axis=0)
 
     def chunks(self, images: np.ndarray) -> Iterator[np.ndarray]:
         """`images` in runs whose converted rows take little memory."""
