@@ -107,8 +107,9 @@ class Blend(ShowsResults):
     -----
     Files are read once, block by block; kept are scores that a cut can pass
     (:mod:`heads.screening`), M times some ten for each image and true label. A step of the greedy
-    method takes O(M) times a count of these, and a sort of some near the best cut
-    for models that might be best (:mod:`heads.bounds`). The result is that of scoring all in full.
+    method takes O(M) times a count of those that decide between the candidates, the fewer the
+    more models are in (:mod:`heads.windows`), and a sort of some near the best cut for the few
+    that might be best (:mod:`heads.bounds`). The result is that of scoring all in full.
 
     Examples
     --------

@@ -7,8 +7,12 @@ Above a bin w_i wrong labels of image i are passed, and below it tp_i right ones
 
 grows with tp_i and falls with w_i, no cut inside the bin has a higher mean F-beta than
 these counts give. Cuts below the floor are bounded alike, with all known true labels
-and the wrong ones above the floor. Only bins whose bound is not below what is to be
-beaten are sorted, and swept cut by cut.
+and the wrong ones above the floor.
+
+Bins whose bound is not below what is to be beaten are looked at closer. From the exact mean
+before a bin on, every right label raises it at most as much as the first one of its image in
+that bin, and every wrong one lowers it at least as much as the last: one number a label, summed
+up in thousands of steps of score. What is still not beaten is sorted, and swept cut by cut.
 """
 
 from __future__ import annotations
