@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
+from scipy.special import expit
 
 from benchmarks.measure import RESULTS, first_line, report
 from benchmarks.transfer_domains import (
@@ -46,6 +47,7 @@ from featcache.atomic import write_atomically
 from heads import ExpectedFBeta, bootstrap_interval, fbeta_per_image
 from heads.cuts import best_global_threshold
 from heads.metrics import paired_bootstrap_interval
+from heads.platt import logits
 
 LEAST_GAP = 0.05
 UNADAPTED = ("unadapted, source cut", "unadapted, calibrated, expected F")
@@ -146,7 +148,13 @@ def _average(parts: Sequence[Method]) -> Method:
     known = None
     if parts[0].known is not None:
         known = np.mean([p.known for p in parts if p.known is not None], axis=0)
-    tests = {name: np.mean([p.tests[name] for p in parts], axis=0) for name in parts[0].tests}
+    tests = {}
+    for name in parts[0].tests:
+        P = np.stack([p.tests[name] for p in parts])
+        if parts[0].average == "logit":
+            tests[name] = expit(logits(P).mean(axis=0))
+        else:
+            tests[name] = P.mean(axis=0)
     return Method(parts[0].rule, known, tests, float(np.mean([p.seconds for p in parts])))
 
 

@@ -19,7 +19,7 @@ from heads.gate import GateConfig
 
 LABELLED_ROWS = 30
 OPEN = GateConfig(fixed=1.0)
-PLAIN: dict[str, Any] = {"aligned": 0.0}
+PLAIN: dict[str, Any] = {"aligned": 0.0, "counted": 0.0}
 
 
 def unadapted(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
@@ -49,8 +49,10 @@ def ours(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
     uncapped = GateConfig(cap=1.0, drop=0.0)
     yield "+ gate without a cap", _adapted(case, _with(chain, gate=uncapped, **PLAIN))
     yield "+ cap", _adapted(case, _with(chain, **PLAIN))
+    yield "+ aligned source head", _adapted(case, _with(chain, counted=0.0))
     ours.seconds = seconds
-    yield "ours (+ aligned source head)", ours
+    yield "ours (+ number of labels)", ours
+    yield "ours, logits of networks averaged", replace(ours, average="logit")
     yield "ours, known label rates", _adapted(case, _with(chain, matched=0.5))
     yield "ours, strict", _adapted(case, chain.model_, strict=True)
     few = {name: d.take(np.arange(LABELLED_ROWS)) for name, d in case.few.items()}

@@ -34,12 +34,15 @@ class Method:
     tests : dict of (n, K)
     seconds : float
         Fitting, and deciding on all test domains.
+    average : "probability" or "logit"
+        How networks are averaged.
     """
 
     rule: str
     known: np.ndarray | None
     tests: dict[str, np.ndarray]
     seconds: float = 0.0
+    average: str = "probability"
 
 
 def plain(domain: Domain) -> np.ndarray:

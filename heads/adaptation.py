@@ -7,7 +7,7 @@ by unlabelled images only. The steps, each of which can be switched off or repla
    a head fitted on mapped Stage 1 rows serves every domain (:mod:`heads.alignment`);
 2. *experts*: heads towards the network's own and towards zero, and the network's after a map of
    features that all labels share, for each alignment, on Stage 1 and a tenth as much validation;
-   margins averaged (:mod:`heads.experts`);
+   margins averaged, weights chosen out of fold (:mod:`heads.experts`);
 3. *views*: how much the first view counts beside the mean over views is chosen by log-loss,
    out of fold for the experts, on validation for the source head;
 4. *calibration*: the adapted head on out-of-fold Stage 1 rows, the source head on validation;
@@ -17,8 +17,9 @@ by unlabelled images only. The steps, each of which can be switched off or repla
 6. *share*: both are mixed in probability; the adapted head's share w has the least log-loss on
    out-of-fold Stage 1 rows. Where Stage 1 is hardly shifted the source head keeps a say;
 7. *gate*: what is left of that share in another domain (:mod:`heads.gate`), g w;
-8. *rates*: on demand both heads go some of the way to the label rates of the known domains
-   (:mod:`heads.rates`), for those who know that labels are given alike everywhere;
+8. *rates*: where a shifted domain is not Stage 1's and the adapted head expects fewer labels an
+   image, heads go most of the way up to Stage 1's number; on demand, some of the way to the rates
+   of every label (:mod:`heads.rates`), for those who know that labels are given alike everywhere;
 9. *priors*: labelled rows of a domain, if there are any, move its label rates;
 10. *decision*: label sets of the highest expected F-beta.
 """
@@ -36,20 +37,15 @@ from sklearn.utils.validation import check_is_fitted
 from heads.alignment import DomainMoments
 from heads.calibration import PlattCalibration, fit_platt
 from heads.decisions import Decision, ExpectedFBeta
-from heads.domain_heads import (
-    AdaptedModel,
-    DomainConfig,
-    DomainHead,
-    Step,
-    table,
-)
+from heads.domain_heads import AdaptedModel, DomainConfig, DomainHead
 from heads.experts import ExpertConfig, Linear, Rows, average, fit_experts
 from heads.gate import unsureness
 from heads.inputs import check_beta
 from heads.labelshift import label_shift_test
 from heads.platt import logits
-from heads.rates import pooled_rates
+from heads.rates import labels_per_image, pooled_rates
 from heads.selection import log_losses
+from heads.steps import Step, table
 from heads.training import check_features, check_targets
 
 _FIRST = (0.0, 0.5, 1.0)
@@ -179,8 +175,8 @@ class Adaptation(BaseEstimator):
         self.experts_ = fit_experts(target, home, network, config, self.random_state)
         domain = DomainConfig() if self.domain is None else self.domain
         domain = replace(domain, beta=float(self.beta), max_scale=config.max_scale)
-        oof = np.mean([e.oof for e in self.experts_], axis=0)
-        target_first, margins = self._first_view(_over_views(oof), target)
+        oof = sum((e.weight * e.oof for e in self.experts_), np.zeros_like(self.experts_[0].oof))
+        target_first, margins = self._first_view(oof, target)
         calibrated, target_calibration = self._calibrated(margins, target)
         at_home = _margins_by_view(network, home.X)
         source_first, margins = self._first_view(at_home, home)
@@ -207,6 +203,7 @@ class Adaptation(BaseEstimator):
             share=1.0,
             sure_home=0.0,
             sure_target=0.0,
+            labels_per_image=labels_per_image(target.Y),
             rates=pooled_rates(target.Y, home.Y),
             label_shift=self.label_shift_,
             decision=ExpectedFBeta(self.beta),
@@ -250,11 +247,13 @@ class Adaptation(BaseEstimator):
         """What each step learnt from the labelled rows, as a table in words."""
         check_is_fitted(self, "model_")
         model = self.model_
-        rates = ", ".join(f"{e.pull}/{e.moments} {e.dropout:.2g}" for e in self.experts_)
+        rates = ", ".join(
+            f"{e.pull}/{e.moments} {e.weight:.0%} {e.dropout:.2g}" for e in self.experts_
+        )
         home, away = model.sure_home, model.sure_target
         unsure = "is less sure there" if unsureness(home, away, away) and home > away else "is not"
         steps = [
-            Step("experts", f"{len(self.experts_)} heads", f"dropout {rates}"),
+            Step("experts", f"{len(self.experts_)} heads", f"weight, dropout: {rates}"),
             Step(
                 "views",
                 f"first view {model.target_first:g} (source {model.source_first:g})",
@@ -315,10 +314,12 @@ class Adaptation(BaseEstimator):
         return float(_SHARES[int(np.argmin(losses))])
 
     def _targets(self) -> dict[str, Linear]:
-        """By map, the average head over the pulls."""
+        """By map, the weighted average of the pulls' heads."""
         found = {}
         for moments in dict.fromkeys(e.moments for e in self.experts_):
-            mean = average([e.head for e in self.experts_ if e.moments == moments])
+            mine = [e for e in self.experts_ if e.moments == moments]
+            total = sum(e.weight for e in mine)
+            mean = average([e.head for e in mine], [e.weight / total for e in mine])
             found[moments] = Linear(mean.W.astype(np.float32), mean.b)
         return found
 
@@ -382,11 +383,6 @@ def _hard(rows: Rows) -> np.ndarray:
 def _hard_and_known(rows: Rows) -> tuple[np.ndarray, np.ndarray | None]:
     known = ~np.isnan(rows.Y)
     return rows.Y >= 0.5, None if known.all() else known
-
-
-def _over_views(by_view: np.ndarray) -> np.ndarray:
-    """(2, n, K): mean over the views, and first view, of (n, v, K)."""
-    return np.stack([by_view.mean(axis=1), by_view[:, 0]])
 
 
 def _margins_by_view(head: Linear, X: np.ndarray) -> np.ndarray:

@@ -24,8 +24,9 @@ from heads.inputs import check_truth
 from heads.labelshift import LabelShiftTest
 from heads.markup import in_notebook
 from heads.platt import mapped
-from heads.rates import rates_bias
+from heads.rates import count_bias, rates_bias
 from heads.shift import PriorShift
+from heads.steps import Step, table
 from heads.training import check_features
 
 SAMPLE = 1000  # images of a domain that sureness is measured on
@@ -50,6 +51,10 @@ class DomainConfig:
     aligned : float
         How far the source head of a shifted domain goes to its aligned form; half of that where
         labels were given differently, which moves features too.
+    counted : float
+        How far the heads of a shifted domain that is not Stage 1's go up to as many labels an image
+        as Stage 1 has if the adapted head expects fewer; nowhere where labels were given
+        differently (:mod:`heads.rates`).
     matched : float
         How far the heads of a shifted domain that is not Stage 1's go to the label rates of the
         known domains; 0.5 if you know that labels are given alike everywhere (:mod:`heads.rates`).
@@ -61,24 +66,8 @@ class DomainConfig:
     max_scale: float = 10.0
     prior_pseudo_count: float = 300.0
     aligned: float = 0.25
+    counted: float = 0.75
     matched: float = 0.0
-
-
-@dataclass(frozen=True)
-class Step:
-    """A line of an explanation."""
-
-    step: str
-    effect: str
-    reason: str
-
-
-def table(steps: tuple[Step, ...] | list[Step]) -> str:
-    """Steps as text in columns."""
-    widths = [max(len(s.step) for s in steps), max(len(s.effect) for s in steps)]
-    return "\n".join(
-        f"{s.step:{widths[0]}}  {s.effect:{widths[1]}}  {s.reason}".rstrip() for s in steps
-    )
 
 
 @dataclass(frozen=True)
@@ -200,6 +189,8 @@ class AdaptedModel:
     share : float
     sure_home, sure_target : float
         Expected F-beta of the source head.
+    labels_per_image : float
+        Of Stage 1, on average.
     rates : (K,)
         Of the labels in the known domains; NaN unknown.
     label_shift : LabelShiftTest
@@ -218,6 +209,7 @@ class AdaptedModel:
     share: float
     sure_home: float
     sure_target: float
+    labels_per_image: float
     rates: np.ndarray
     label_shift: LabelShiftTest
     decision: Decision
@@ -283,7 +275,7 @@ class AdaptedModel:
             signs, found = self._signs(X, domain)
             steps += [self._alignment_step(domain), found]
             adapted, source = self.adapted(shrunk), self.source_expert(shrunk, signs)
-            if self.config.matched:
+            if self.config.matched or self.config.counted:
                 adapted, source, step = self._at_known_rates(adapted, source, signs, X)
                 steps.append(step)
         head = DomainHead(
@@ -315,15 +307,21 @@ class AdaptedModel:
     def _at_known_rates(
         self, adapted: ViewedHead, source: ViewedHead, signs: Gate, X: np.ndarray
     ) -> tuple[ViewedHead, ViewedHead, Step]:
-        """Both heads with biases that bring them nearer to the rates of the known domains."""
-        strength = self.config.matched * signs.elsewhere * (1 - self.label_shift.strength)
-        strength *= min(1.0, len(X) / ENOUGH)
-        moved, most = [], 0.0
+        """Both heads with biases that bring them nearer to what is known of labels elsewhere."""
+        strength = signs.elsewhere * (1 - self.label_shift.strength) * min(1.0, len(X) / ENOUGH)
+        counted, matched = strength * self.config.counted, strength * self.config.matched
+        moved, most, up = [], 0.0, np.inf
         for head in (adapted, source):
-            bias = rates_bias(head.margins(X), self.rates, strength)
+            margins = head.margins(X)
+            bias = rates_bias(margins, self.rates, matched)
+            # Not above the adapted head's, which counts well on shifted images: of Stage 1.
+            up = min(up, count_bias(margins + bias, self.labels_per_image, counted))
+            bias += up
             moved.append(replace(head, head=Linear(head.head.W, head.head.b + bias)))
             most = max(most, float(np.abs(bias).max(initial=0)))
-        reason = f"{strength:.0%} of the way to the label rates of the known domains"
+        reason = f"{counted:.0%} of the way up to Stage 1's {self.labels_per_image:.1f} labels"
+        if self.config.matched:
+            reason += f", {matched:.0%} to the label rates of the known domains"
         return moved[0], moved[1], Step("rates", f"logits moved by up to {most:.2f}", reason)
 
     def _signs(self, X: np.ndarray, domain: DomainMoments) -> tuple[Gate, Step]:

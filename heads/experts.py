@@ -4,15 +4,17 @@ Stage 1 rows are mapped to the moments of the validation rows, once by means and
 and spreads; both kinds of rows are then standardised by the mapped Stage 1 rows. There, a
 head towards the network's own last layer, one towards zero, and the network's after a linear map
 of features that all labels share (:mod:`heads.adapter`) are fitted on all of Stage 1 and on
-validation rows that count little; margins are averaged. For a domain with a map of its own
-everything is affine: one head (W, b) on its raw features.
+validation rows that count little. An image trains as it is read later: as the mean over its views,
+and as its first view. Margins are averaged, with the weights of the pulls that have the least
+out-of-fold log-loss. For a domain with a map of its own everything is affine: one head (W, b) on
+its raw features.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from heads.alignment import FeatureMap, Moments, check_moments
 from heads.folds import check_folds
 from heads.logistic import DropoutLogistic, DropoutLogisticCV
 from heads.platt import fit_platt
+from heads.stacking import stacked_weights
 
 PULLS = ("network", "zero", "shared")
 
@@ -78,6 +81,10 @@ class ExpertConfig:
     source_rows : int
         Validation rows at most, drawn by the seed.
     dropouts : rates to compare out of fold
+    l2 : float
+        Beside dropout, in units of all of Stage 1's weight: dropout alone hardly holds rare labels.
+    weights : "chosen" or "equal"
+        Of the pulls' margins in the average.
     shared_strength : float
         Of the shared map's pull to none.
     cv : int
@@ -90,7 +97,9 @@ class ExpertConfig:
     pulls: tuple[str, ...] = ("network", "zero", "shared")
     source_weight: float = 0.1
     source_rows: int = 1000
-    dropouts: tuple[float, ...] = (0.2, 0.35, 0.5)
+    dropouts: tuple[float, ...] = (0.05, 0.2, 0.4)
+    l2: float = 0.01
+    weights: str = "chosen"
     shared_strength: float = 0.1
     cv: int = 5
     max_scale: float = 10.0
@@ -109,8 +118,10 @@ class Expert:
     dropout : float
         0 for a shared map.
     head : Linear
-    oof : (n, v, K)
-        Out-of-fold margins of the Stage 1 rows, view by view.
+    oof : (2, n, K)
+        Out-of-fold margins of the Stage 1 rows: of the mean over their views, and of the first.
+    weight : float
+        In the average; all add up to 1.
     """
 
     moments: str
@@ -118,6 +129,7 @@ class Expert:
     dropout: float
     head: Linear
     oof: np.ndarray
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -153,6 +165,7 @@ def fit_experts(
     if not len(seen):
         raise ValueError("Stage 1 has no positive label; there is nothing to adapt to")
     of_target, of_source = Moments.of(target.X), Moments.of(source.X)
+    read = as_read(target.X)
     if config.source_weight and len(source.X) > config.source_rows:
         drawn = np.random.default_rng(seed).permutation(len(source.X))[: config.source_rows]
         source = source.take(np.sort(drawn))
@@ -165,9 +178,9 @@ def fit_experts(
         centre = to_source.scale * of_target.mean + to_source.shift
         standard = FeatureMap(1 / spread, -centre / spread)
         network = start.after(FeatureMap(spread, centre))
-        Z = standard.transform(to_source.transform(target.X))
+        Z = standard.transform(to_source.transform(read))
         rest = _unseen(Z, target.Y, network, seen)
-        Z_source = standard.transform(source.X[:, :1])
+        Z_source = standard.transform(source.X[:, 0])
         both = _both(Z, Z_source, target, source, config.source_weight)
         both["Y"] = both["Y"][:, seen]
         if "shared" in config.pulls:
@@ -178,20 +191,49 @@ def fit_experts(
             if pull == "shared":
                 continue
             init = Linear(network.W[seen], network.b[seen]) if pull == "network" else None
-            fitted = _fit(both, init, dropouts.get(pull, config.dropouts), config.cv, seed)
+            fitted = _fit(both, init, dropouts.get(pull, config.dropouts), config, seed)
             dropouts[pull] = [float(fitted.dropout_)]  # the other map differs little
             head = Linear(rest.W.copy(), rest.b.copy())
             head.W[seen], head.b[seen] = fitted.coef_, fitted.intercept_
             oof = head.margins(Z.reshape(-1, Z.shape[-1]))
             oof[:, seen] = fitted.oof_decision_function_[: len(oof)]
-            oof = oof.reshape(*Z.shape[:2], -1)
+            oof = _both_readings(oof.reshape(*Z.shape[:2], -1))
             experts.append(Expert(moments, pull, dropouts[pull][0], head.after(standard), oof))
-    return experts
+    return _weighted(experts, target.Y[:, seen], seen, config)
+
+
+def as_read(X: np.ndarray) -> np.ndarray:
+    """(n, r, d) of X (n, v, d): the mean over the views and, if there are several, the first."""
+    means = X.mean(axis=1, keepdims=True)
+    return means if X.shape[1] == 1 else np.concatenate([means, X[:, :1]], axis=1)
+
+
+def _both_readings(margins: np.ndarray) -> np.ndarray:
+    """(2, n, K) of (n, r, K)."""
+    return np.stack([margins[:, 0], margins[:, -1]])
+
+
+def _weighted(
+    experts: list[Expert], Y: np.ndarray, seen: np.ndarray, config: ExpertConfig
+) -> list[Expert]:
+    """With the weights of their pulls, which all maps share."""
+    pulls = tuple(dict.fromkeys(e.pull for e in experts))
+    weights = np.full(len(pulls), 1 / len(pulls))
+    if config.weights == "chosen" and len(pulls) > 1:
+        margins = [
+            np.mean([e.oof.mean(axis=0)[:, seen] for e in experts if e.pull == pull], axis=0)
+            for pull in pulls
+        ]
+        weights = stacked_weights(np.stack(margins), Y)
+    share = dict(zip(pulls, weights * len(pulls) / len(experts), strict=True))
+    return [replace(e, weight=float(share[e.pull])) for e in experts]
 
 
 def _check(config: ExpertConfig) -> None:
     for moments in config.moments:
         check_moments(moments)
+    if config.weights not in ("chosen", "equal"):
+        raise ValueError(f"weights is {config.weights!r}; expected chosen or equal")
     if not config.moments or not config.pulls or not set(config.pulls) <= set(PULLS):
         raise ValueError(
             f"moments {config.moments}, pulls {config.pulls}: give at least one of each; pulls are "
@@ -214,17 +256,17 @@ def _unseen(Z: np.ndarray, Y: np.ndarray, network: Linear, seen: np.ndarray) -> 
 def _both(
     Z: np.ndarray, Z_source: np.ndarray, target: Rows, source: Rows, weight: float
 ) -> dict[str, Any]:
-    """Every view is a row of its own, so that each has an out-of-fold margin."""
-    n, v, d = Z.shape
+    """Every reading (n, r, d) is a row of its own, so that each has an out-of-fold margin."""
+    n, r, d = Z.shape
     rows = {
         "X": Z.reshape(-1, d),
-        "Y": np.repeat(target.Y, v, axis=0),
-        "sample_weight": np.full(n * v, 1 / v),
-        "groups": np.repeat(target.groups, v),
+        "Y": np.repeat(target.Y, r, axis=0),
+        "sample_weight": np.full(n * r, 1 / r),
+        "groups": np.repeat(target.groups, r),
     }
     if weight:
         m = len(Z_source)
-        rows["X"] = np.concatenate([rows["X"], Z_source.reshape(-1, d)])
+        rows["X"] = np.concatenate([rows["X"], Z_source])
         rows["Y"] = np.concatenate([rows["Y"], source.Y])
         rows["sample_weight"] = np.r_[rows["sample_weight"], np.full(m, weight * n / m)]
         rows["groups"] = np.r_[rows["groups"], target.groups.max() + 1 + source.groups]
@@ -240,27 +282,25 @@ def _shared(
     config: ExpertConfig,
     seed: int,
 ) -> tuple[Linear, np.ndarray]:
-    """The head with a shared map, and out-of-fold margins (n, v, K) of Stage 1."""
-    n, Y = len(target.X), target.Y
+    """The head with a shared map, and out-of-fold margins (2, n, K) of Stage 1."""
+    (n, r), Y = target.X.shape[:2], target.Y
     # The map is measured in features, so it matters what the network's margins are worth.
-    means = target.X.mean(axis=1)
-    margins = means @ network.W.T + network.b
+    margins = target.X[:, 0] @ network.W.T + network.b
     known = ~np.isnan(Y)
     platt = fit_platt(margins, np.where(known, Y, 0), known, np.ones(n))
     start = network.calibrated(np.array(max(platt.slope, 0.0)), np.array(platt.intercept))
 
     def fit(train: np.ndarray) -> Linear:
         mine, home = train[train < n], train[train >= n] - n
-        seen_by = [means[mine], target.X[mine, 0]] if target.X.shape[1] > 1 else [means[mine]]
-        weights = [np.full(len(mine), 1 / len(seen_by))] * len(seen_by)
-        labels = [Y[mine]] * len(seen_by)
+        rows = [target.X[mine, reading] for reading in range(r)]
+        weights, labels = [np.full(len(mine), 1 / r)] * r, [Y[mine]] * r
         if config.source_weight and len(home):
-            seen_by.append(source.X[home, 0])
+            rows.append(source.X[home])
             weights.append(np.full(len(home), config.source_weight * max(1, len(mine)) / len(home)))
             labels.append(source.Y[home])
         head = Linear(rest.W.copy(), rest.b.copy())
         head.W[seen], head.b[seen] = fit_adapter(
-            np.concatenate(seen_by),
+            np.concatenate(rows),
             np.concatenate(labels)[:, seen],
             np.concatenate(weights),
             start.W[seen],
@@ -271,19 +311,24 @@ def _shared(
 
     groups = np.r_[target.groups, target.groups.max() + 1 + source.groups]
     labels = np.concatenate([Y, source.Y])
-    oof = np.zeros((*target.X.shape[:2], Y.shape[1]), target.X.dtype)
+    oof = np.zeros((n, r, Y.shape[1]), target.X.dtype)
     for train, test in check_folds(config.cv, labels, labels, groups, seed):
         held = test[test < n]
         if len(held):
             flat = target.X[held].reshape(-1, target.X.shape[-1])
-            oof[held] = fit(train).margins(flat).reshape(len(held), target.X.shape[1], -1)
-    return fit(np.arange(len(labels))), oof
+            oof[held] = fit(train).margins(flat).reshape(len(held), r, -1)
+    return fit(np.arange(len(labels))), _both_readings(oof)
 
 
 def _fit(
-    rows: dict[str, Any], init: Linear | None, rates: Sequence[float], cv: int, seed: int
+    rows: dict[str, Any],
+    init: Linear | None,
+    rates: Sequence[float],
+    config: ExpertConfig,
+    seed: int,
 ) -> DropoutLogisticCV:
-    head = DropoutLogisticCV(rates, cv=cv, random_state=seed, tol=1e-4)
+    l2 = config.l2 * float(rows["sample_weight"].sum())
+    head = DropoutLogisticCV(rates, l2=l2, cv=config.cv, random_state=seed, tol=1e-4)
     start = {} if init is None else {"coef_init": init.W, "intercept_init": init.b}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the best dropout", UserWarning)

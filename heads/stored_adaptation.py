@@ -28,7 +28,10 @@ from heads.experts import Linear
 from heads.gate import GateConfig
 from heads.labelshift import LabelShiftTest
 
-_NUMBERS = ("source_first", "target_first", "share", "sure_home", "sure_target")
+_NUMBERS = (
+    *("source_first", "target_first", "share", "sure_home", "sure_target"),
+    "labels_per_image",
+)
 
 
 def write_adapted(group: h5py.Group, model: AdaptedModel) -> None:
@@ -58,6 +61,7 @@ def read_adapted(group: h5py.Group, n_labels: int, decision: Decision | None) ->
         If the group is damaged.
     """
     facts = json.loads(group.attrs["facts"])
+    facts.setdefault("labels_per_image", 0.0)  # files from before it was kept go up to none
     config = facts["config"]
     gate = config.pop("gate")
     gate["familiar"] = tuple(gate["familiar"])

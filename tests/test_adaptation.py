@@ -106,7 +106,7 @@ def test_the_order_of_a_domains_rows_does_not_matter(chain: Adaptation) -> None:
 def test_features_that_are_moved_and_scaled_are_mapped_back(chain: Adaptation) -> None:
     """The adapted head undoes what its map can; the source head, not aligned, cannot."""
     config = replace(QUICK, moments=("mean_std",))
-    domain = DomainConfig(pseudo_count=0, gate=GateConfig(fixed=1), aligned=0)
+    domain = DomainConfig(pseudo_count=0, gate=GateConfig(fixed=1), aligned=0, counted=0)
     only = fitted(experts=config, domain=domain, share=1.0)
     rng = np.random.default_rng(0)
     moved = X_TEST * rng.uniform(0.5, 2, X.shape[-1]) + rng.normal(size=X.shape[-1])
@@ -232,8 +232,8 @@ def test_rates_are_half_way_to_those_of_the_known_domains_where_labels_did_not_s
     chain: Adaptation,
 ) -> None:
     moved = X_TEST + np.linspace(-2, 2, X_TEST.shape[-1])
-    matched = with_domain(chain, matched=0.5)
-    plain, head = chain.for_domain(moved), matched.for_domain(moved)
+    matched = with_domain(chain, matched=0.5, counted=0)
+    plain, head = with_domain(chain, counted=0).for_domain(moved), matched.for_domain(moved)
     known = np.concatenate([STAGE_1.Y, SOURCE.Y]).mean(axis=0)
     apart = [
         np.abs(logit(expit(h.adapted.margins(moved)).mean(axis=0)) - logit(known)).mean()
@@ -405,3 +405,28 @@ def test_rows_of_another_width_are_refused(chain: Adaptation) -> None:
         chain.for_domain(X_TEST[:, :, 1:])
     with pytest.raises(ValueError, match="X has 15 features"):
         chain.for_domain(X_TEST).predict(X_TEST[:, :, 1:])
+
+
+def test_far_from_home_heads_expect_more_of_the_labels_that_stage_1_has(chain: Adaptation) -> None:
+    weak = X_TEST + np.linspace(-2, 2, X_TEST.shape[-1])
+    model = replace(chain.model_, labels_per_image=STAGE_1.Y.shape[1] - 0.5)
+    counted = [
+        replace(model, config=replace(model.config, counted=c)).for_domain(weak)
+        for c in (0, 0.5, 1)
+    ]
+    labels = [head.predict_proba(weak).sum(axis=1).mean() for head in counted]
+    assert labels[0] < labels[1] < labels[2]
+    few = replace(model, labels_per_image=0.0).for_domain(weak)
+    np.testing.assert_array_equal(few.predict_proba(weak), counted[0].predict_proba(weak))
+
+
+def test_pulls_are_weighted_by_what_they_are_worth_out_of_fold(chain: Adaptation) -> None:
+    assert sum(e.weight for e in chain.experts_) == pytest.approx(1)
+    by_pull: dict[str, set[float]] = {}
+    for expert in chain.experts_:
+        by_pull.setdefault(expert.pull, set()).add(expert.weight)
+    assert all(len(weights) == 1 for weights in by_pull.values())
+    equal = fitted(experts=replace(QUICK, weights="equal"))
+    assert {e.weight for e in equal.experts_} == {1 / len(equal.experts_)}
+    with pytest.raises(ValueError, match="weights is 'none'; expected chosen or equal"):
+        fitted(experts=replace(QUICK, weights="none"))

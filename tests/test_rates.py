@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from heads.rates import pooled_rates, rates_bias
+from heads.rates import count_bias, labels_per_image, pooled_rates, rates_bias
 
 RNG = np.random.default_rng(0)
 MARGINS = RNG.normal(size=(200, 4)) - 1
@@ -39,3 +39,18 @@ def test_rates_are_pooled_over_what_is_known() -> None:
     second = np.array([[1, 0, np.nan]])
     np.testing.assert_allclose(pooled_rates(first, second)[:2], [2.5 / 4, 1.5 / 3])
     assert np.isnan(pooled_rates(first, second)[2])
+
+
+def test_the_number_of_labels_is_only_ever_raised() -> None:
+    expected = float(expit(MARGINS).sum(axis=1).mean())
+    bias = count_bias(MARGINS, expected + 0.5, 1.0)
+    assert bias > 0
+    assert expit(MARGINS + bias).sum(axis=1).mean() == pytest.approx(expected + 0.5, rel=1e-5)
+    assert count_bias(MARGINS, expected + 0.5, 0.5) == pytest.approx(bias / 2)
+    assert count_bias(MARGINS, expected - 0.5, 1.0) == 0
+    assert count_bias(MARGINS, 4.0, 1.0) <= 3  # all labels, which no bias reaches
+
+
+def test_labels_of_an_image_are_counted_among_known_entries() -> None:
+    Y = np.array([[1, 0, np.nan], [1, np.nan, np.nan], [0, 1, np.nan]])
+    assert labels_per_image(Y) == pytest.approx(2 / 3 + 1 / 2)
