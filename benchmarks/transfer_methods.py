@@ -46,9 +46,9 @@ def ours(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
         yield title, _adapted(case, _with(other, gate=OPEN, **PLAIN))
     yield "+ shared map", _adapted(case, _with(chain, share=1.0, gate=OPEN, **PLAIN))
     yield "+ share of the source head", _adapted(case, _with(chain, gate=OPEN, **PLAIN))
-    uncapped = GateConfig(cap=1.0, drop=0.0)
+    uncapped = GateConfig(cap=1.0, drop=0.0, doubt=0.0)
     yield "+ gate without a cap", _adapted(case, _with(chain, gate=uncapped, **PLAIN))
-    yield "+ cap", _adapted(case, _with(chain, **PLAIN))
+    yield "+ cap and doubt", _adapted(case, _with(chain, **PLAIN))
     yield "+ aligned source head", _adapted(case, _with(chain, counted=0.0))
     ours.seconds = seconds
     yield "ours (+ number of labels)", ours

@@ -19,7 +19,16 @@ from heads.alignment import DomainMoments, check_domain_rows
 from heads.decisions import Decision
 from heads.expected import expected_fbeta_sets
 from heads.experts import Linear, average
-from heads.gate import ENOUGH, Gate, GateConfig, distance, likeness, open_gate, unsureness
+from heads.gate import (
+    ENOUGH,
+    Gate,
+    GateConfig,
+    distance,
+    likeness,
+    open_gate,
+    trust,
+    unsureness,
+)
 from heads.inputs import check_truth
 from heads.labelshift import LabelShiftTest
 from heads.markup import in_notebook
@@ -28,6 +37,7 @@ from heads.rates import count_bias, rates_bias
 from heads.shift import PriorShift
 from heads.steps import Step, table
 from heads.training import check_features
+from heads.viewed import ViewedHead
 
 SAMPLE = 1000  # images of a domain that sureness is measured on
 _ROWS_AT_ONCE = 4096
@@ -68,36 +78,6 @@ class DomainConfig:
     aligned: float = 0.25
     counted: float = 0.75
     matched: float = 0.0
-
-
-@dataclass(frozen=True)
-class ViewedHead:
-    """A linear head that reads the mean over the views and the first view.
-
-    Attributes
-    ----------
-    head : Linear
-    first : float
-        Weight of the first view beside the mean over all, in [0, 1].
-    """
-
-    head: Linear
-    first: float = 0.0
-
-    def margins(self, X: np.ndarray) -> np.ndarray:
-        """(n, K) of (n, d) or (n, v, d)."""
-        return self.head.margins(viewed(X, self.first))
-
-
-def viewed(X: np.ndarray, first: float) -> np.ndarray:
-    """(n, d) of X (n, v, d): the mean over the views and the first one, mixed."""
-    dtype = np.float64 if X.dtype == np.float64 else np.float32
-    if X.ndim == 2:
-        return X.astype(dtype, copy=False)
-    means: np.ndarray = X.mean(axis=1, dtype=dtype)
-    if first and X.shape[1] > 1:
-        means = (1 - first) * means + first * X[:, 0].astype(dtype)
-    return means
 
 
 @dataclass(frozen=True, repr=False)
@@ -272,9 +252,10 @@ class AdaptedModel:
             shrunk = self._shrunk(domain)
             sample = np.random.default_rng(random_state).permutation(len(X))[:SAMPLE]
             X = X[np.sort(sample)]
-            signs, found = self._signs(X, domain)
-            steps += [self._alignment_step(domain), found]
+            signs, reason = self._signs(X, domain)
             adapted, source = self.adapted(shrunk), self.source_expert(shrunk, signs)
+            signs, found = self._trusted(signs, reason, [h.margins(X) for h in (adapted, source)])
+            steps += [self._alignment_step(domain), found]
             if self.config.matched or self.config.counted:
                 adapted, source, step = self._at_known_rates(adapted, source, signs, X)
                 steps.append(step)
@@ -324,7 +305,7 @@ class AdaptedModel:
             reason += f", {matched:.0%} to the label rates of the known domains"
         return moved[0], moved[1], Step("rates", f"logits moved by up to {most:.2f}", reason)
 
-    def _signs(self, X: np.ndarray, domain: DomainMoments) -> tuple[Gate, Step]:
+    def _signs(self, X: np.ndarray, domain: DomainMoments) -> tuple[Gate, str]:
         config, shift = self.config.gate, self.label_shift.strength
         sure = self.sureness(X)
         unsure = unsureness(self.sure_home, self.sure_target, sure)
@@ -346,13 +327,25 @@ class AdaptedModel:
             reason += f"; another domain than Stage 1 (distance {apart:.0f} of chance): capped"
         if home > 0 and config.fixed is None:
             reason += f"; images are {home:.0%} like those at home (distance {away:.1f})"
+        return gate, reason
+
+    def _trusted(self, gate: Gate, reason: str, margins: list[np.ndarray]) -> tuple[Gate, Step]:
+        """With what the adapted and the source head, of these margins, expect of themselves."""
+        config, shift = self.config.gate, self.label_shift.strength
+        if config.fixed is None and gate.elsewhere > 0:
+            q = trust(self._expected(margins[0]), self._expected(margins[1]), shift, config)
+            gate = open_gate(gate.unsure, gate.familiar, gate.home, shift, config, q)
+            if q < 1:
+                reason += f"; the adapted head doubts itself: {q:.0%} trusted"
         return gate, Step("gate", f"{gate.value:.2f}", reason)
+
+    def _expected(self, margins: np.ndarray) -> float:
+        return float(expected_fbeta_sets(expit(margins), self.config.beta).expected.mean())
 
     def sureness(self, X: np.ndarray) -> float:
         """Mean expected F-beta of the calibrated source head on first views."""
         first = X if X.ndim == 2 else X[:, 0]
-        P = expit(self.source.margins(first))
-        return float(expected_fbeta_sets(P, self.config.beta).expected.mean())
+        return self._expected(self.source.margins(first))
 
     def _shift_words(self) -> tuple[str, str]:
         return f"shift {self.label_shift.strength:.2f}", self.label_shift.words

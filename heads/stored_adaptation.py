@@ -61,9 +61,9 @@ def read_adapted(group: h5py.Group, n_labels: int, decision: Decision | None) ->
         If the group is damaged.
     """
     facts = json.loads(group.attrs["facts"])
-    facts.setdefault("labels_per_image", 0.0)  # files from before it was kept go up to none
-    config = facts["config"]
-    gate = config.pop("gate")
+    facts.setdefault("labels_per_image", 0.0)  # older files predict as they did
+    config = {"counted": 0.0} | facts["config"]
+    gate = {"doubt": 0.0} | config.pop("gate")
     gate["familiar"] = tuple(gate["familiar"])
     network = _head(group, "network", n_labels)
     if not facts["moments"] or not set(facts["moments"]) <= set(MOMENTS):

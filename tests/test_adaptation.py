@@ -16,7 +16,7 @@ from heads import Adaptation, ExpectedFBeta, GlobalThreshold, PlattCalibration, 
 from heads.alignment import DomainMoments
 from heads.domain_heads import DomainConfig, DomainHead
 from heads.experts import ExpertConfig
-from heads.gate import GateConfig, familiarity, likeness, open_gate, unsureness
+from heads.gate import GateConfig, familiarity, likeness, open_gate, trust, unsureness
 from tests import synthetic
 
 QUICK = ExpertConfig(dropouts=(0.2,), cv=3)
@@ -430,3 +430,14 @@ def test_pulls_are_weighted_by_what_they_are_worth_out_of_fold(chain: Adaptation
     assert {e.weight for e in equal.experts_} == {1 / len(equal.experts_)}
     with pytest.raises(ValueError, match="weights is 'none'; expected chosen or equal"):
         fitted(experts=replace(QUICK, weights="none"))
+
+
+def test_a_head_that_promises_less_than_the_source_head_is_trusted_less() -> None:
+    config = GateConfig(cap=0.8, doubt=2.0)
+    assert trust(0.5, 0.4, 0.0, config) == 1
+    assert trust(0.3, 0.4, 0.0, config) == pytest.approx(0.5)
+    assert trust(0.1, 0.4, 0.0, config) == 0
+    assert trust(0.1, 0.4, 1.0, config) == 1  # where targets differ that says nothing
+    assert trust(0.1, 0.0, 0.0, config) == 1
+    gates = [open_gate(1.0, 0.2, 0.0, 0.0, config, q).value for q in (0.0, 0.5, 1.0)]
+    assert gates == pytest.approx([0.2, 0.2 + 0.8 * 0.4, 0.2 + 0.8 * 0.8])
