@@ -233,7 +233,8 @@ class Adaptation(BaseEstimator):
             30 rows do, hundreds are better. None: Stage 1's own map and a gate of 1; no image of
             the domain is looked at.
         labelled : (X_d, Y_d), optional
-            Some labelled rows of the domain, which correct its label rates.
+            Some labelled rows of the domain, which correct its label rates. Drawn at random: 30 of
+            the least sure images, or that cover most labels, gained no more.
 
         Raises
         ------

@@ -8,6 +8,9 @@ validation rows that count little. An image trains as it is read later: as the m
 and as its first view. Margins are averaged, with the weights of the pulls that have the least
 out-of-fold log-loss. For a domain with a map of its own everything is affine: one head (W, b) on
 its raw features.
+
+Tried on typefaces and no better in the average: heads towards the shared map's, penalties in the
+metric of the network's weights, Gaussian noise, validation rows at 0.3 or 1, more views as rows.
 """
 
 from __future__ import annotations
@@ -82,7 +85,7 @@ class ExpertConfig:
         Validation rows at most, drawn by the seed.
     dropouts : rates to compare out of fold
     l2 : float
-        Beside dropout, in units of all of Stage 1's weight: dropout alone hardly holds rare labels.
+        Beside dropout, for each unit of the rows' weight: dropout alone hardly holds rare labels.
     weights : "chosen" or "equal"
         Of the pulls' margins in the average.
     shared_strength : float
