@@ -107,7 +107,7 @@ class Adaptation(BaseEstimator):
     >>> head.predict(X_new).shape
     (300, 5)
     >>> [step.step for step in head.steps]
-    ['targets', 'alignment', 'gate', 'prediction']
+    ['targets', 'alignment', 'gate', 'rates', 'prediction']
     >>> bool(0 <= head.gate_ <= 1)
     True
     """

@@ -256,9 +256,8 @@ class AdaptedModel:
             adapted, source = self.adapted(shrunk), self.source_expert(shrunk, signs)
             signs, found = self._trusted(signs, reason, [h.margins(X) for h in (adapted, source)])
             steps += [self._alignment_step(domain), found]
-            if self.config.matched or self.config.counted:
-                adapted, source, step = self._at_known_rates(adapted, source, signs, X)
-                steps.append(step)
+            adapted, source, moved = self._at_known_rates(adapted, source, signs, X)
+            steps += moved
         head = DomainHead(
             adapted, source, signs.value, self.share, None, self.decision, signs, tuple(steps)
         )
@@ -287,7 +286,7 @@ class AdaptedModel:
 
     def _at_known_rates(
         self, adapted: ViewedHead, source: ViewedHead, signs: Gate, X: np.ndarray
-    ) -> tuple[ViewedHead, ViewedHead, Step]:
+    ) -> tuple[ViewedHead, ViewedHead, list[Step]]:
         """Both heads with biases that bring them nearer to what is known of labels elsewhere."""
         strength = signs.elsewhere * (1 - self.label_shift.strength) * min(1.0, len(X) / ENOUGH)
         counted, matched = strength * self.config.counted, strength * self.config.matched
@@ -301,9 +300,10 @@ class AdaptedModel:
             moved.append(replace(head, head=Linear(head.head.W, head.head.b + bias)))
             most = max(most, float(np.abs(bias).max(initial=0)))
         reason = f"{counted:.0%} of the way up to Stage 1's {self.labels_per_image:.1f} labels"
-        if self.config.matched:
+        if matched:
             reason += f", {matched:.0%} to the label rates of the known domains"
-        return moved[0], moved[1], Step("rates", f"logits moved by up to {most:.2f}", reason)
+        step = Step("rates", f"logits moved by up to {most:.2f}", reason)
+        return moved[0], moved[1], [step] if most else []
 
     def _signs(self, X: np.ndarray, domain: DomainMoments) -> tuple[Gate, str]:
         config, shift = self.config.gate, self.label_shift.strength
