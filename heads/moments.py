@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from scipy.linalg import get_blas_funcs
 
+_COLUMNS = 1024  # features of one block; scipy's syrk would hold the interpreter's lock
 _ROWS = 4096  # rows of one product: float32 inside, float64 between
 
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows, targets, weights
@@ -86,9 +86,12 @@ class Moments:
         if not np.all(root == 1):
             rows *= root[:, None]
             targets = T * root[:, None]
-        # Half of the product only; in Fortran's order it is the upper triangle.
-        (rank_update,) = get_blas_funcs(("syrk",), (rows,))
-        self.xx[...] += rank_update(1.0, rows.T).T
+        # Blocks on and below the diagonal: BLAS makes half of an array times itself.
+        for start in range(0, rows.shape[1], _COLUMNS):
+            at = slice(start, start + _COLUMNS)
+            some = rows[:, at]
+            self.xx[at, at] += np.tril(some.T @ some)
+            self.xx[at, :start] += some.T @ rows[:, :start]
         self.xt[...] += rows.T @ targets
         self.x[...] += root @ rows
         self.t[...] += root @ targets
