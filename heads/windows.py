@@ -9,10 +9,12 @@ With every model added the sum moves less, and fewer entries are left.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 
 from heads.bounds import SLACK, Bounds, Grid, cells, means, running
 from heads.screening import Labels, Truth
@@ -22,7 +24,7 @@ _LOOK = 2000  # entries that models are grouped by
 
 
 def groups_of(scores: Sequence[np.ndarray]) -> np.ndarray:
-    """Group of each of M models; those in one score entries (M, E) alike, of all domains."""
+    """Group of each of M models, from 0 up; those in one score entries (M, E) of domains alike."""
     M = len(scores[0])
     count = -(-M // _EACH)
     if count < 2:
@@ -32,7 +34,10 @@ def groups_of(scores: Sequence[np.ndarray]) -> np.ndarray:
         E = score.shape[1]
         seen.append(score[:, np.unique(np.linspace(0, E - 1, min(E, _LOOK)).astype(np.intp))])
     alike = KMeans(count, n_init=1, random_state=0)
-    groups: np.ndarray = alike.fit_predict(np.concatenate(seen, axis=1).astype(np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of models that are all but the same
+        found = alike.fit_predict(np.concatenate(seen, axis=1).astype(np.float32))
+    groups: np.ndarray = np.unique(found, return_inverse=True)[1]  # such may leave groups empty
     return groups
 
 
