@@ -97,7 +97,13 @@ def choose(
 def _path(domains: Sequence[Entries], rule: Rule) -> Path:
     objective = _objective(domains, rule)
     start = _sorted_start(domains, objective, rule.start) if rule.start > 1 else []
-    return select(domains, objective, rule.max_steps, rule.patience, start)
+    path = select(domains, objective, rule.max_steps, rule.patience, start)
+    if not len(path.model):
+        raise ValueError(
+            f"no model is within max_source_loss={rule.max_source_loss} of the best one on all "
+            "domains but the first; allow more"
+        )
+    return path
 
 
 def _held_out(domains: Sequence[Entries], parts: Sequence[np.ndarray], rule: Rule) -> np.ndarray:
