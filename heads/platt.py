@@ -35,7 +35,7 @@ class PlattScaling:
         """Probabilities in the type of the scores."""
         slope, intercept = scores.dtype.type(self.slope), scores.dtype.type(self.intercept)
         P = np.empty_like(scores)
-        rows = max(1, _BLOCK // max(1, scores.shape[-1]))
+        rows = max(1, _BLOCK // max(1, scores[:1].size))
         for start in range(0, len(scores), rows):
             block = P[start : start + rows]
             np.multiply(scores[start : start + rows], slope, out=block)

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from heads.calibration import PlattCalibration, fit_platt, reliability
 from heads.label_maps import Entries, LabelMaps, image_losses
 from heads.metrics import log_loss
-from heads.platt import logits, mapped
+from heads.platt import PlattScaling, logits, mapped
 
 
 def case(seed: int, n: int = 400, K: int = 8, spread: float = 0.0):
@@ -48,6 +48,14 @@ def test_the_shared_map_is_logistic_regression_on_the_logit():
     assert found.slope_ == pytest.approx(peer.coef_[0, 0], rel=1e-3)
     assert found.intercept_ == pytest.approx(peer.intercept_[0], abs=2e-3)
     assert found.strength_ == np.inf
+
+
+@pytest.mark.parametrize("shape", [(300_000,), (2, 150_001), (0, 3), (40, 5, 2000)])
+def test_probabilities_are_made_in_blocks(shape):
+    scores = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    P = PlattScaling(0.5, -1.0).transform(scores)
+    assert P.dtype == np.float32
+    np.testing.assert_array_equal(P, expit(scores * np.float32(0.5) - np.float32(1)))
 
 
 def test_a_temperature_has_no_intercept_and_is_the_best_one():
