@@ -207,7 +207,8 @@ class Blend(ShowsResults):
         folds = None if self.cv is None else data.folds(self.cv, groups, self.random_state)
         parts = None
         if self.stop_cv is not None:
-            parts = data.parts(data.folds(self.stop_cv, groups, self.random_state))
+            # Another draw than of `cv`, each of whose folds then trains on images of all parts.
+            parts = data.parts(data.folds(self.stop_cv, groups, self.random_state + 1))
         found = self._selected(data, folds, parts)
         self.weights_ = found.choice.weights
         self.domains_ = data.names

@@ -567,7 +567,7 @@ def test_steps_end_where_images_left_out_are_best() -> None:
     groups = np.repeat(np.arange(20), 3)
     blend = Blend(stop_cv=3, max_steps=7, patience=7).fit(P, Y, groups=groups)
     expected = np.zeros(7)
-    for train, test in MultilabelGroupKFold(3, 0).split(Y, Y, groups):
+    for train, test in MultilabelGroupKFold(3, 1).split(Y, Y, groups):
         inner = Blend(max_steps=7, patience=7).fit(P[:, train], Y[train])
         for step in range(7):
             models = inner.path_["model"][: step + 1]
@@ -593,8 +593,34 @@ def test_stopping_by_images_left_out_goes_with_domains_and_honest_scores() -> No
             blend.pareto_["weights"][blend.pareto_["chosen"]], [blend.weights_]
         )
         assert np.isfinite(blend.nested_score_)
+    assert np.isfinite(Blend(stop_cv=2, cv=2, max_steps=3).fit(P, Y).nested_score_)
     with pytest.raises(ValueError, match="stop_cv needs method='greedy'"):
         Blend(method="simplex", stop_cv=3).fit(P, Y)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("noise", [0, 1e-7])
+def test_many_models_that_are_all_but_the_same(noise: float) -> None:
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        P, Y = rare(seed, 3, 40, 10)
+        scores = P[rng.integers(0, 3, 100)].astype(np.float32)
+        scores += noise * rng.random(scores.shape, np.float32)
+        scores = np.minimum(scores, 1)
+        blend = Blend(max_steps=5).fit(scores, Y)
+        best = max(best_global_threshold(p, Y)[1] for p in scores)
+        assert blend.path_["score"][0] == pytest.approx(best, abs=1e-12)
+
+
+def test_a_source_loss_that_no_model_keeps_to_is_named() -> None:
+    rng = np.random.default_rng(0)
+    Y = (rng.random((90, 6)) < 0.3).astype(float)
+    domains = np.repeat(["a", "b", "c"], 30)
+    P = 0.3 * rng.random((3, 90, 6))
+    for m, domain in enumerate("abc"):  # each model knows one domain only
+        P[m] += 0.6 * Y * (domains == domain)[:, None]
+    with pytest.raises(ValueError, match=r"no model is within max_source_loss=0\.01"):
+        Blend(max_source_loss=0.01).fit(P, Y, domains)
 
 
 def test_a_blend_admits_that_the_mean_is_as_good() -> None:
