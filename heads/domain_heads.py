@@ -294,15 +294,19 @@ class AdaptedModel:
         for head in (adapted, source):
             margins = head.margins(X)
             bias = rates_bias(margins, self.rates, matched)
-            # Not above the adapted head's, which counts well on shifted images: of Stage 1.
+            # No further than the adapted head, which has learnt from shifted images: Stage 1.
             up = min(up, count_bias(margins + bias, self.labels_per_image, counted))
             bias += up
             moved.append(replace(head, head=Linear(head.head.W, head.head.b + bias)))
             most = max(most, float(np.abs(bias).max(initial=0)))
-        reason = f"{counted:.0%} of the way up to Stage 1's {self.labels_per_image:.1f} labels"
+        reasons = []
+        if counted:
+            reasons.append(
+                f"{counted:.0%} of the way up to Stage 1's {self.labels_per_image:.1f} labels"
+            )
         if matched:
-            reason += f", {matched:.0%} to the label rates of the known domains"
-        step = Step("rates", f"logits moved by up to {most:.2f}", reason)
+            reasons.append(f"{matched:.0%} of the way to the label rates of the known domains")
+        step = Step("rates", f"logits moved by up to {most:.2f}", ", ".join(reasons))
         return moved[0], moved[1], [step] if most else []
 
     def _signs(self, X: np.ndarray, domain: DomainMoments) -> tuple[Gate, str]:

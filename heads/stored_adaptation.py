@@ -29,7 +29,11 @@ from heads.gate import GateConfig
 from heads.labelshift import LabelShiftTest
 
 _NUMBERS = (
-    *("source_first", "target_first", "share", "sure_home", "sure_target"),
+    "source_first",
+    "target_first",
+    "share",
+    "sure_home",
+    "sure_target",
     "labels_per_image",
 )
 
