@@ -111,7 +111,7 @@ class _Sum:
         return Bounds.alone(score, labels, floor, self.entries.truth, self.near)
 
     def window(self, group: int, members: np.ndarray, like: int, least: float) -> Window:
-        """Of the candidates with one more of some members of a group, in bins of another one."""
+        """Of the candidates with one more of some members of a group; bins are those of `like`."""
         floor = self.lifted[members].max()
         grid = Grid.of(self.some + self.score[like], floor, self.near)
         return Window(

@@ -63,6 +63,8 @@ def blend(config: BlendConfig) -> StoredBlend:
         If the heads disagree, naming the file.
     """
     refuse_existing(config.out, config.overwrite, config.heads)
+    if config.stop_folds < 0 or config.stop_folds == 1:
+        raise ValueError(f"--stop-folds {config.stop_folds}: expected 0, or 2 and more")
     models = open_members(config.heads)
     domains = join(config.heads, models)
     target = domains[0].truth
