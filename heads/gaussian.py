@@ -28,7 +28,7 @@ import numpy as np
 from numpy.polynomial.hermite_e import hermegauss
 from scipy.special import ndtr
 
-from heads.losses import Labels, RowBatch, WeightedRows, times_transposed
+from heads.losses import Part, RowBatch, WeightedRows, times_transposed
 from heads.newton import dot
 
 # Largest variance, pairs of nodes, and for equally spaced ones their reach in standard deviations.
@@ -194,7 +194,7 @@ class GaussianBatch(RowBatch):
         for labels in self.blocks(len(self.b)):
             self._look(labels, self.margin[labels], self.variance[labels])
 
-    def _look(self, labels: Labels, margin: np.ndarray, variance: np.ndarray) -> None:
+    def _look(self, labels: Part, margin: np.ndarray, variance: np.ndarray) -> None:
         mean, h = expected_tail(margin, variance)
         h *= self.weight
         self.h[labels] = h

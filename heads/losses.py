@@ -14,7 +14,7 @@ _TRUST = 8.0  # times the greatest margin: how far it may be tried
 _FEW = 128  # rows that BLAS hardly packs
 _CACHED = 1 << 16  # entries that are worked on at once: they stay in the processor's cache
 
-Labels: TypeAlias = "slice | np.ndarray"
+Part: TypeAlias = "slice | np.ndarray"
 
 
 def times_transposed(A: np.ndarray, B: np.ndarray) -> np.ndarray:
@@ -103,11 +103,11 @@ class RowBatch(Batch):
         for start in range(0, number, step):
             yield slice(start, min(start + step, number))
 
-    def _some(self, part: np.ndarray, some: slice) -> Labels:
+    def _some(self, part: np.ndarray, some: slice) -> Part:
         """Some labels of a part; views where that is all of them."""
         return some if len(part) == len(self.b) else part[some]
 
-    def _note(self, labels: Labels, margin: np.ndarray, tail: np.ndarray, h: np.ndarray) -> None:
+    def _note(self, labels: Part, margin: np.ndarray, tail: np.ndarray, h: np.ndarray) -> None:
         """Set r, reach and c of labels (m) at margins (m, n), h the sums (m,) of a_i h_i.
 
         c is h, or what leads over the greatest margin if that is more: a row far on the
@@ -185,7 +185,7 @@ class LogisticBatch(RowBatch):
         for labels in self.blocks(len(self.b)):
             self._look(labels, self.margin[labels])
 
-    def _look(self, labels: Labels, margin: np.ndarray) -> None:
+    def _look(self, labels: Part, margin: np.ndarray) -> None:
         p = tail(margin)
         h = p * (1 - p)
         self._note(labels, margin, p, h @ self.weight)
