@@ -187,7 +187,7 @@ def test_the_quickstart_adapts_to_a_brush_script(tmp_path, monkeypatch):
             for row in csv.DictReader(file)
             if row["group"] == "Stage 1"
         }
-    ours = found["ours (+ aligned source head)"]
+    ours = found["ours (+ number of labels)"]
     assert found["unadapted, source cut"] < ours < found["oracle (labels of that domain)"]
     assert "torch dropout head, Adam" in found
     assert (tmp_path / "results" / "transfer_quick.png").exists()
