@@ -218,15 +218,11 @@ class GaussianBatch(RowBatch):
         return np.divide(g, self.M, out=np.zeros_like(g), where=self.M > 0), g_b / self.c
 
     def aim(self, direction: np.ndarray, direction_b: np.ndarray) -> None:
-        self.direction, self.direction_b = direction, direction_b
-        self.q = self._margins(direction, direction_b)
+        super().aim(direction, direction_b)
         # v at t: variance + 2 t tilt + t^2 bend.
         scaled = self.rho[:, None] * direction
         both = times_transposed(np.concatenate([self.W * scaled, direction * scaled]), self.squares)
         self.tilt, self.bend = both[: len(direction)], both[len(direction) :]
-        penalised = self.penalty * direction
-        self.square = dot(penalised, direction)
-        self.linear = dot(penalised, self.W)
 
     def second(self) -> np.ndarray:
         second = self.square.copy()

@@ -66,6 +66,7 @@ class RowBatch(Batch):
         There, if known.
     """
 
+    penalty: np.ndarray  # (k, 1) or (k, r)
     q: np.ndarray  # what a step of 1 adds to the margins
 
     def __init__(
@@ -121,6 +122,13 @@ class RowBatch(Batch):
         self.reach[labels] = reach
         bound = np.abs(r, out=r).sum(axis=1) / reach
         self.c[labels] = np.maximum(np.maximum(h, bound), np.finfo(h.dtype).tiny)
+
+    def aim(self, direction: np.ndarray, direction_b: np.ndarray) -> None:
+        self.direction, self.direction_b = direction, direction_b
+        self.q = self._margins(direction, direction_b)
+        penalised = self.penalty * direction
+        self.square = dot(penalised, direction)
+        self.linear = dot(penalised, self.W)
 
     def furthest(self) -> np.ndarray:
         """Where margins have gone several times as far as any is now.
@@ -196,13 +204,6 @@ class LogisticBatch(RowBatch):
 
     def precondition(self, g: np.ndarray, g_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return g / self.M, g_b / self.c
-
-    def aim(self, direction: np.ndarray, direction_b: np.ndarray) -> None:
-        self.direction, self.direction_b = direction, direction_b
-        self.q = self._margins(direction, direction_b)
-        penalised = self.penalty * direction
-        self.square = dot(penalised, direction)
-        self.linear = dot(penalised, self.W)
 
     def second(self) -> np.ndarray:
         second = self.square.copy()

@@ -179,13 +179,13 @@ def test_a_new_step_leaves_the_others_alone(
     calls = []
 
     def step(name: str, rows: Callable) -> Callable:
-        def run(case, pools):  # type: ignore[no-untyped-def]
+        def run(case, pools):
             calls.append(name)
             return rows(case, pools)
 
         return run
 
-    def calibrated(case, pools):  # type: ignore[no-untyped-def]
+    def calibrated(case, pools):
         yield transfer.UNADAPTED[1], next(unadapted(case, pools))[1]
 
     steps = {
@@ -204,7 +204,7 @@ def test_a_new_step_leaves_the_others_alone(
     assert json.dumps(job.run()) == json.dumps(rows)
     calls.clear()
 
-    def new(case, pools):  # type: ignore[no-untyped-def]
+    def new(case, pools):
         yield "new", next(unadapted(case, pools))[1]
 
     monkeypatch.setattr(transfer, "STEPS", {**steps, "new": step("new", new)})
