@@ -18,6 +18,7 @@ up in thousands of steps of score. What is still not beaten is sorted, and swept
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -202,23 +203,20 @@ class Bounds:
         if least == -np.inf:
             least = float(means(self._tp, self._wrong, self._truth).max()) - SLACK
         open_bins = np.flatnonzero(self.inside + SLACK >= least)
-        if len(open_bins):
-            first, last = int(open_bins[0]), int(open_bins[-1])
-            at = self._between(first, last)
-            start, change = self._changes(first, last + 1)
-            cell = self._cell[at]
-            cell -= (first + 1) * change[0].size
-            value = change.take(cell)
-            ends = self._grid.ends[first : last + 2]
-            place = ends[0] - 1 - self._step[at]  # from the top
-            right = int(np.searchsorted(at, self._labels.right))
-            own = np.bincount(place, value, minlength=max(1, ends[0] - ends[-1]))
-            rise = np.bincount(place[:right], value[:right], minlength=len(own))
+        if len(open_bins) and self._grid.ends[-1] < self._grid.ends[0]:  # else no step is in one
+            first, end = int(open_bins[0]), int(open_bins[-1]) + 1
+            start, change = self._changes(first, end)
+            value = change.take(self._cell)  # 0 outside of these bins
+            ends, right, count = self._grid.ends, self._labels.right, len(self._grid.bins)
+            rise = np.bincount(self._step[:right], value[:right], minlength=count)
+            fall = np.bincount(self._step[right:], value[right:], minlength=count)
+            rise, fall = (x[ends[end] : ends[first]][::-1] for x in (rise, fall))  # from the top
+            own = rise + fall
             before = np.cumsum(own) - own
-            begins = ends[0] - ends[:-1]
+            begins = ends[first] - ends[first:end]
             self._least = float(start.max()) - SLACK
             start += np.maximum.reduceat(before + rise, begins) - before[begins]
-            inside = self.inside[first : last + 1]
+            inside = self.inside[first:end]
             np.minimum(inside, start, out=inside)
         return self.upper
 
@@ -228,7 +226,9 @@ class Bounds:
         return np.flatnonzero((self._step >= low) & (self._step < high))
 
     def _changes(self, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        """(J,) means before bins; (J, 2, n) most change by right and by wrong labels in them.
+        """Means before some bins, and (J + 2, 2, n) most change by right and wrong labels in them.
+
+        Changes are 0 in all others; the first row is of what is above, the last of what is below.
 
         With u = b^2 |y| + w the mean rises by f u / (u + tp) (u + tp + 1) and falls by
         f tp / (u + tp) (u + tp + 1). The former falls with tp, and with u from
@@ -240,17 +240,18 @@ class Bounds:
         above = tp0 + u0
         least = np.maximum(u1 - 1, u0)
         least += tp0
-        change = np.empty((len(tp0), 2, len(factor)), np.float32)
-        np.divide(-factor * tp0, least * (least + 1), out=change[:, 1])
+        changes = np.zeros((self._grid.size + 2, 2, len(factor)), np.float32)
+        rise, fall = changes[first + 1 : end + 1, 0], changes[first + 1 : end + 1, 1]
+        np.divide(-factor * tp0, least * (least + 1), out=fall)
         if self._truth.beta >= 1:  # u^2 >= |y|^2 >= tp (tp + 1) while there are labels to pass
-            np.divide(factor * u0, above * (above + 1), out=change[:, 0])
+            np.divide(factor * u0, above * (above + 1), out=rise)
         else:
             best = np.clip(np.sqrt(tp0 * (tp0 + 1)), u0, u1)
-            np.divide(factor * best, (best + tp0) * (best + tp0 + 1), out=change[:, 0])
+            np.divide(factor * best, (best + tp0) * (best + tp0 + 1), out=rise)
             least += tp1 - tp0
             other = -factor * tp1 / (least * (least + 1))
-            np.maximum(change[:, 1], other, out=change[:, 1])
-        return (tp0 / above) @ factor, change
+            np.maximum(fall, other, out=fall)
+        return (tp0 / above) @ factor, changes
 
     def best(self, least: float) -> Best | None:
         """The best cut in the bins, or None if its score is below `least`."""
@@ -286,8 +287,14 @@ def running(
     own[: 2 * n] += above.ravel()
     own[:n] += truth.single[0]
     # A product is faster than numpy.cumsum along this axis, and exact.
-    counts = np.tri(J + 1, dtype=np.float32) @ own.reshape(J + 1, 2 * n)
+    counts = _ones_below(J + 1) @ own.reshape(J + 1, 2 * n)
     return counts[:, :n], counts[:, n:]
+
+
+@lru_cache
+def _ones_below(size: int) -> np.ndarray:
+    """Square matrix of ones below and on the diagonal: a running sum."""
+    return np.tri(size, dtype=np.float32)
 
 
 def means(tp: np.ndarray, wrong: np.ndarray, truth: Truth) -> np.ndarray:

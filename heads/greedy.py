@@ -69,6 +69,7 @@ class _Sum:
         # Entries that some candidate may have above its floor, copied whenever they get few.
         self.at: np.ndarray = np.arange(len(entries.image))
         self.score, self.labels = entries.score, entries.labels
+        self._memory = np.empty(0, entries.score.dtype)
         self.hint = -np.inf  # floor of a mean that was low enough one step before
         truth = entries.truth
         self.near = 1.5 * float(truth.positive.sum()) + len(truth.true) / 2
@@ -95,11 +96,21 @@ class _Sum:
             at = np.flatnonzero(reach > (least - _DEEPER * abs(least)))
             # In the order of the sum, so that those about a cut are beside each other.
             at = at[np.lexsort((self.total[at], at >= self.entries.right))]
-            self.score, self.at = self.entries.score.take(at, axis=1), at
+            self.score, self.at = self._copied(at), at
             right = int(np.count_nonzero(at < self.entries.right))
             self.labels = Labels(self.entries.image[at], right)
             self.low, self.high = self._low[:, at], self._high[:, at]
         self.some = self.total[self.at]
+
+    def _copied(self, at: np.ndarray) -> np.ndarray:
+        """Scores (M, e) of some entries, in memory that is used again: new pages are slow."""
+        score = self.entries.score
+        size = len(score) * len(at)
+        if self._memory.size < size:
+            self._memory = np.empty(size, score.dtype)
+        out = self._memory[:size].reshape(len(score), len(at))
+        # Any other mode would copy twice.
+        return score.take(at, axis=1, out=out, mode="clip")
 
     def bounds(self, model: int, whole: bool) -> Bounds:
         """Of the candidate with one more model; `whole`: as far down as is known."""

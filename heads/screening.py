@@ -177,7 +177,8 @@ def screened(
         return best_global_threshold(P, positives[at], truth.beta, mask, missed=missed)
 
     floor = _floors(stack, rows, truth, depth)
-    images, hits, scores = [], [], []
+    rights: list[tuple[np.ndarray, np.ndarray]] = []
+    wrongs: list[tuple[np.ndarray, np.ndarray]] = []
     done = 0
     for some, block in stack.blocks(rows):
         at = _above(block, floor)
@@ -187,26 +188,23 @@ def screened(
             at = at[~hidden.ravel()[at]]
         here = positives[some]
         entries = np.repeat(np.arange(len(some)), np.diff(here.indptr)) * stack.shape[1]
-        hits.append(contains(entries + here.indices, at))
-        images.append(done + at // stack.shape[1])
-        scores.append(np.stack([space(p.reshape(-1)[at], logits) for p in block]))
+        hit = contains(entries + here.indices, at)
+        for found, own in ((rights, at[hit]), (wrongs, at[~hit])):
+            score = np.stack([space(p.reshape(-1)[own], logits) for p in block])
+            found.append((score, done + own // stack.shape[1]))
         done += len(some)
-    hit = np.concatenate(hits)
-    order = np.argsort(~hit, kind="stable")
+    score, image = _joined(rights + wrongs)
+    right = sum(len(own) for _, own in rights)
+    return Entries(score, image, right, space(floor, logits), truth, alone)
+
+
+def _joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (M, E) and images (E,) of all parts."""
+    scores, images = [score for score, _ in parts], [image for _, image in parts]
     dtype = scores[0].dtype
-    if dtype == np.float16 and 4 * len(stack) * len(order) <= _ROOM:
+    if dtype == np.float16 and 4 * sum(score.size for score in scores) <= _ROOM:
         dtype = np.dtype(np.float32)  # numpy is slow to compute in float16
-    score = np.empty((len(stack), len(order)), dtype)
-    for m, row in enumerate(score):
-        row[:] = np.concatenate([part[m] for part in scores])[order]
-    return Entries(
-        score,
-        np.concatenate(images)[order],
-        int(hit.sum()),
-        space(floor, logits),
-        truth,
-        alone,
-    )
+    return np.concatenate(scores, axis=1, dtype=dtype), np.concatenate(images)
 
 
 def _floors(stack: Stack, rows: np.ndarray, truth: Truth, depth: float) -> np.ndarray:
