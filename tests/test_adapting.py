@@ -202,7 +202,9 @@ def test_images_that_cannot_be_read_have_no_say(data: Path, tmp_path: Path) -> N
     )
     adapted = data / "adapted/net0.h5"
     some, rest = (Predictor.open(adapted, [tmp_path / name]) for name in ("some", "rest"))
-    np.testing.assert_allclose(some.predict_proba()[valid], rest.predict_proba(), rtol=1e-6)
+    # Margins of single precision, up to 8 or so, are rounded otherwise in products of other
+    # shapes: a few of 8 * 6e-8 there are as much of a small probability.
+    np.testing.assert_allclose(some.predict_proba()[valid], rest.predict_proba(), rtol=5e-6)
     assert some.predict()[~valid].nnz == 0
 
 
