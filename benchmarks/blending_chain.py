@@ -16,7 +16,7 @@ from heads import Blend, DropoutLogisticCV, DropoutRidgeCV
 
 NETWORKS = 6  # heads of one network differ by their folds
 # Four, the best of which is not at an end: beyond an end the search would go on to more.
-RATES = (0.5, 0.8, 0.9, 0.95)
+RATES = {"ridge": (0.6, 0.8, 0.9, 0.95), "logistic": (0.8, 0.9, 0.95, 0.975)}
 
 
 def fitted(p: Problem, kind: str, seed: int) -> tuple[np.ndarray, int]:
@@ -25,9 +25,9 @@ def fitted(p: Problem, kind: str, seed: int) -> tuple[np.ndarray, int]:
         warnings.simplefilter("ignore", UserWarning)  # of the best rate at an end
         head: DropoutRidgeCV | DropoutLogisticCV
         if kind == "ridge":
-            head = DropoutRidgeCV(RATES, random_state=seed).fit(p.X, p.Y)
+            head = DropoutRidgeCV(RATES[kind], random_state=seed).fit(p.X, p.Y)
         else:
-            head = DropoutLogisticCV(RATES, random_state=seed)
+            head = DropoutLogisticCV(RATES[kind], random_state=seed)
             head.fit(p.X, p.Y, coef_init=p.W0, intercept_init=p.b0)
     oof = np.asarray(head.oof_predict_proba_, np.float16)
     return oof, len(head.cv_results_["dropout"])
