@@ -88,7 +88,9 @@ class Adaptation(BaseEstimator):
     share_ : float
     label_shift_ : LabelShiftTest
     oof_predict_proba_ : (n, K)
-        Of Stage 1, held out: what a blend is chosen on.
+        Of Stage 1, held out: what a blend is chosen on. The heads have not seen these rows, but
+        a few numbers (the weights of experts, w, the rule) were chosen on them, so that a score
+        of theirs is a little too good.
     source_predict_proba_ : (m, K)
         Of the validation rows, by the calibrated source head: the gate is 0 there.
     n_features_in_ : int

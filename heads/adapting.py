@@ -67,6 +67,8 @@ def adapt(config: AdaptConfig) -> Head:
         raise ValueError(
             f"{cache.path}: has no last layer; `heads adapt` starts from the network's"
         )
+    if not rows["Y"].max() > 0:
+        raise ValueError(f"{cache.path}: no label is positive; there is nothing to adapt to")
     refuse_mismatch(cache, source)
     source = sampled(source, config.source_rows, config.seed)
     home = training_rows(source, groups=config.groups)

@@ -178,6 +178,28 @@ def test_strict_looks_at_no_image_of_the_set(data: Path, tmp_path: Path) -> None
         assert np.allclose(*P, atol=1e-6) == strict
 
 
+def test_a_stage_1_without_positive_labels_is_refused_by_its_file(
+    data: Path, tmp_path: Path, run: Verb
+) -> None:
+    cache = FeatureCache(data / "stage_1/net0.h5")
+    path = tmp_path / "none.h5"
+    FeatureCache.write(
+        path,
+        np.asarray(cache.features),
+        cache.ids,
+        labels=np.zeros((len(cache.ids), len(synthetic.CLASSES))),
+        classes=synthetic.CLASSES,
+        weight=cache.weight,
+        bias=cache.bias,
+        provenance={"network": "net0"},
+    )
+    out = tmp_path / "adapted.h5"
+    status, _, error = run(
+        "adapt", path, "--source", data / "validation/net0.h5", "--out", out, "--cv", 3
+    )
+    assert status == 2 and f"{path}: no label is positive" in error and not out.exists()
+
+
 def test_images_that_cannot_be_read_have_no_say(data: Path, tmp_path: Path) -> None:
     cache = FeatureCache(data / "stage_2/net0.h5")
     features = np.array(cache.features, np.float32)
