@@ -27,7 +27,7 @@ def groups_of(scores: Sequence[np.ndarray]) -> np.ndarray:
     """Group of each of M models, from 0 up; those in one score entries (M, E) of domains alike."""
     M = len(scores[0])
     count = -(-M // _EACH)
-    if count < 2:
+    if count < 2 or not any(score.shape[1] for score in scores):
         return np.zeros(M, dtype=np.intp)
     seen = []
     for score in scores:

@@ -197,7 +197,9 @@ def test_a_stage_1_without_positive_labels_is_refused_by_its_file(
     status, _, error = run(
         "adapt", path, "--source", data / "validation/net0.h5", "--out", out, "--cv", 3
     )
-    assert status == 2 and f"{path}: no label is positive" in error and not out.exists()
+    assert status == 2
+    assert f"{path}: no label is positive" in error
+    assert not out.exists()
 
 
 def test_images_that_cannot_be_read_have_no_say(data: Path, tmp_path: Path) -> None:

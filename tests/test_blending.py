@@ -659,3 +659,13 @@ def test_simplex_reaches_the_least_loss(loss: str) -> None:
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Blend(**options).fit(np.full((2, 3, 2), 0.5), np.eye(3)[:, :2])
+
+
+def test_many_models_of_which_no_score_can_matter() -> None:
+    """All alike, so that none is above its floor; there is nothing to group models by."""
+    Y = np.zeros((4, 60), bool)
+    Y[0, 0] = True
+    P = np.full((31, 4, 60), 0.5)
+    blend = Blend().fit(P, Y)
+    assert blend.score_ == pytest.approx(best_global_threshold(P[0], Y)[1])
+    assert blend.weights_.sum() == pytest.approx(1)
