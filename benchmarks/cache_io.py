@@ -11,7 +11,7 @@ rows
 ids
     the same, by ids that are looked up, against the bare array by numbers;
 x
-    all features as float32.
+    all features as float32; of the files that are mapped once more without the others.
 
 ``ratio`` is the time of the reference over that of the contestant: above 1 is faster
 than the reference. Targets of the cache: read >= 0.9, x >= 0.9, rows >= 0.5. A file that is
@@ -222,6 +222,8 @@ def main() -> None:
                 asked |= further_readings(formats)
             rows += ask(question, asked, repeats)
         # By themselves: whoever follows one that reads gigabytes finds no memory at hand.
+        mapped = {who: known[who].x for who in ("bare array", "FeatureCache", "npy")}
+        rows += ask("x, files that are mapped", mapped, 2 * repeats)
         rows += ask("ids", looked_up(formats, chosen), 5 * repeats)
     title = f"Reading {n:,} x {d:,} features, files in the page cache"
     report("cache_io_quick" if options.quick else "cache_io", rows, title)
