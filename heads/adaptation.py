@@ -46,7 +46,6 @@ from heads.platt import logits
 from heads.rates import labels_per_image, pooled_rates
 from heads.selection import log_losses
 from heads.steps import Step, table
-from heads.training import check_features, check_targets
 
 _FIRST = (0.0, 0.5, 1.0)
 _SAMPLE = 2000  # rows of a known domain that sureness is measured on
@@ -147,6 +146,7 @@ class Adaptation(BaseEstimator):
         source_groups: Any = None,
         mask: Any = None,
         source_mask: Any = None,
+        shared_groups: bool = False,
     ) -> Adaptation:
         """Fit everything that needs labels.
 
@@ -163,6 +163,8 @@ class Adaptation(BaseEstimator):
             label shift.
         mask, source_mask : optional
             True where a label is unknown.
+        shared_groups : bool
+            Whether equal values in both are one group.
 
         Raises
         ------
@@ -170,8 +172,10 @@ class Adaptation(BaseEstimator):
             If the domains disagree in features or labels, or a parameter is out of range.
         """
         check_beta(self.beta)
-        target = _rows(X, Y, groups, mask, self)
-        home = _rows(*source, source_groups, source_mask, self)
+        target = Rows.of(X, Y, groups, mask, self)
+        target, home = target.beside(
+            Rows.of(*source, source_groups, source_mask, self), shared_groups
+        )
         network = _network(coef_init, intercept_init, target, home)
         config = ExpertConfig() if self.experts is None else self.experts
         self.experts_ = fit_experts(target, home, network, config, self.random_state)
@@ -338,26 +342,6 @@ class Adaptation(BaseEstimator):
     def _sureness(self, model: AdaptedModel, rows: Rows) -> float:
         drawn = np.random.default_rng(self.random_state).permutation(len(rows.X))[:_SAMPLE]
         return model.sureness(rows.X[np.sort(drawn)])
-
-
-def _rows(X: Any, Y: Any, groups: Any, mask: Any, estimator: Any) -> Rows:
-    X = check_features(X, estimator)
-    X = X if X.ndim == 3 else X[:, None]
-    dtype = np.float64 if X.dtype == np.float64 else np.float32
-    targets, known = check_targets(Y if hasattr(Y, "toarray") else np.asarray(Y), mask)
-    if len(targets) != len(X):
-        raise ValueError(f"Y has {len(targets)} rows, but X has {len(X)}")
-    dense = np.array(targets, dtype)
-    if known is not None:
-        dense[~known] = np.nan
-    if groups is None:
-        codes = np.arange(len(X))
-    else:
-        groups = np.asarray(groups)
-        if groups.shape != (len(X),):
-            raise ValueError(f"groups has shape {groups.shape}; expected ({len(X)},)")
-        codes = np.unique(groups, return_inverse=True)[1]
-    return Rows(X.astype(dtype, copy=False), dense, codes)
 
 
 def _network(coef_init: Any, intercept_init: Any, target: Rows, home: Rows) -> Linear:

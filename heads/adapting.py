@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from featcache import FeatureCache, layout
 from featcache.console import command_line, option, required
+from featcache.disk import hash_file
 from heads.adaptation import Adaptation
+from heads.cacherows import open_rows, refuse_mismatch, sampled
 from heads.domain_heads import DomainConfig
 from heads.experts import ExpertConfig
-from heads.fitting import (
-    GROUPS,
-    check_folds,
-    held_out,
-    parse_numbers,
-    refuse_mismatch,
-    sampled,
-    training_rows,
-    versions,
-)
+from heads.fitting import GROUPS, check_folds, parse_numbers, versions
 from heads.gate import GateConfig
 from heads.metrics import fbeta_per_image
 from heads.storage import Head, refuse_existing, save
@@ -59,19 +50,18 @@ def adapt(config: AdaptConfig) -> Head:
     ValueError
         If the caches do not fit together, or have no labels or no last layer.
     """
-    refuse_existing(config.out, config.overwrite, [config.cache, config.source])
+    refuse_existing(config.out, config.overwrite, [config.cache, config.source, config.groups])
     cache, source = FeatureCache(config.cache), FeatureCache(config.source)
-    rows = training_rows(cache, groups=config.groups)
-    check_folds(config.cv, cache, len(np.unique(rows["groups"])))
-    if rows["coef_init"] is None:
+    if cache.weight is None:
         raise ValueError(
             f"{cache.path}: has no last layer; `heads adapt` starts from the network's"
         )
-    if not rows["Y"].max() > 0:
-        raise ValueError(f"{cache.path}: no label is positive; there is nothing to adapt to")
     refuse_mismatch(cache, source)
-    source = sampled(source, config.source_rows, config.seed)
-    home = training_rows(source, groups=config.groups)
+    caches = [cache, sampled(source, config.source_rows, config.seed)]
+    rows, home = open_rows(caches, groups=config.groups)
+    check_folds(config.cv, rows)
+    if not rows.fit["Y"].max() > 0:
+        raise ValueError(f"{cache.path}: no label is positive; there is nothing to adapt to")
     experts = ExpertConfig(source_weight=config.source_weight, cv=config.cv)
     if config.dropout:
         experts = replace(experts, dropouts=parse_numbers(config.dropout, "--dropout"))
@@ -81,12 +71,13 @@ def adapt(config: AdaptConfig) -> Head:
         domain=DomainConfig(gate=GateConfig(cap=config.cap)),
         random_state=config.seed,
     ).fit(
-        **rows,
-        source=(home["X"], home["Y"]),
-        source_groups=home["groups"],
-        source_mask=home["mask"],
+        **rows.fit,
+        source=(home.fit["X"], home.fit["Y"]),
+        source_groups=home.groups,
+        source_mask=home.fit["mask"],
+        shared_groups=rows.grouped,
     )
-    target = held_out(cache, chain.oof_predict_proba_, rows)
+    target = rows.held_out(chain.oof_predict_proba_)
     chosen = chain.model_.decision.predict(target.proba)
     values = fbeta_per_image(target.Y, chosen, config.beta, target.mask, missed=target.missed)
     head = Head(
@@ -94,10 +85,7 @@ def adapt(config: AdaptConfig) -> Head:
         classes=cache.classes,
         names=cache.class_names,
         network_id=cache.network_id,
-        oof={
-            "target": target,
-            "source": held_out(source, chain.source_predict_proba_, home),
-        },
+        oof={"target": target, "source": home.held_out(chain.source_predict_proba_)},
         decision=chain.model_.decision,
         provenance={
             "command": command_line("heads adapt", config, config.cache),
@@ -105,6 +93,7 @@ def adapt(config: AdaptConfig) -> Head:
             "cache": str(config.cache),
             "cache_hash": layout.read(cache.path).content_hash,
             "source": config.source,
+            "groups_hash": hash_file(config.groups) if config.groups else "",
             "source_hash": layout.read(source.path).content_hash,
             "method": "adaptation",
             "beta": config.beta,

@@ -193,7 +193,7 @@ class Blend(ShowsResults):
         missed : (n,) counts, optional
             True labels outside the K classes; they count as misses.
         groups : (n,), optional
-            Images that `cv` must keep together.
+            Images that folds keep together, and intervals draw together.
         names : (M,), optional
             What models are called where they are refused.
 
@@ -203,12 +203,12 @@ class Blend(ShowsResults):
             If shapes differ, or a model's score is no probability (by the model's name).
         """
         self._check()
-        data = _Data.of(self, P, Y, domains, mask, missed, names)
-        folds = None if self.cv is None else data.folds(self.cv, groups, self.random_state)
+        data = _Data.of(self, P, Y, domains, mask, missed, groups, names)
+        folds = None if self.cv is None else data.folds(self.cv, self.random_state)
         parts = None
         if self.stop_cv is not None:
             # Another draw than of `cv`, each of whose folds then trains on images of all parts.
-            parts = data.parts(data.folds(self.stop_cv, groups, self.random_state + 1))
+            parts = data.parts(data.folds(self.stop_cv, self.random_state + 1))
         found = self._selected(data, folds, parts)
         self.weights_ = found.choice.weights
         self.domains_ = data.names
@@ -298,7 +298,7 @@ class Blend(ShowsResults):
                 if len(kept) > 1 and choice.path is not None:
                     front = pareto_front(kept, choice, rule, self.trade_offs or (), parts)
                 if folds is not None:
-                    held_out = nested(kept, data.rows, folds, rule, parts).results()
+                    held_out = nested(kept, data.rows, folds, rule, parts, data.groups).results()
                 return _Selected(choice, front, held_out)
             except TooShallow:
                 depth *= _DEEPER
@@ -340,6 +340,7 @@ class _Data:
     truth: csr_matrix
     unknown: Matrix | None
     missed: np.ndarray
+    groups: np.ndarray | None
     names: list[Any]
     rows: list[np.ndarray]
     domain_weights: np.ndarray
@@ -354,6 +355,7 @@ class _Data:
         domains: np.ndarray | Sequence[str] | None,
         mask: Matrix | None,
         missed: np.ndarray | None,
+        groups: np.ndarray | None,
         names: Sequence[str] | None,
     ) -> _Data:
         stack = Stack.of(P, names)
@@ -370,7 +372,8 @@ class _Data:
         rng = np.random.default_rng(blend.random_state)
         most = blend.source_rows
         rows[1:] = [np.sort(rng.permutation(own)[:most]) for own in rows[1:]]
-        return cls(stack, truth, unknown, check_missed(missed, n), found, rows, shares, weight)
+        outside = check_missed(missed, n)
+        return cls(stack, truth, unknown, outside, groups, found, rows, shares, weight)
 
     def used(self) -> np.ndarray:
         """Rows with weight, ascending."""
@@ -384,10 +387,10 @@ class _Data:
         truth = Truth(positive, positive + self.missed[rows], share, beta)
         return screened(self.stack, rows, truth, self.truth, self.unknown, logits, depth)
 
-    def folds(self, cv: Any, groups: np.ndarray | None, random_state: int) -> list[Fold]:
+    def folds(self, cv: Any, random_state: int) -> list[Fold]:
         """Folds over all rows."""
-        n = self.stack.shape[0]
-        return check_folds(cv, np.empty((n, 0)), self.truth, groups, random_state)
+        rows = np.empty((self.stack.shape[0], 0))
+        return check_folds(cv, rows, self.truth, self.groups, random_state)
 
     def parts(self, folds: list[Fold]) -> list[np.ndarray]:
         """By domain, in which fold each of its rows is left out."""

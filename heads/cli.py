@@ -91,8 +91,14 @@ def _blend(arguments: argparse.Namespace) -> None:
     print(
         f"{arguments.out}: {len(stored.models)} of {len(arguments.heads)} heads, "
         f"F{stored.blend.beta:g} {stored.blend.score_:.4f} at cut {stored.blend.threshold_:.4f} "
-        f"on the rows that chose them ({honest}); {_deciding(stored)}"
+        f"on the {_chosen_on(stored)} that chose them ({honest}); {_deciding(stored)}"
     )
+
+
+def _chosen_on(stored: StoredBlend) -> str:
+    """``150 target and 40 source images``."""
+    counts = stored.provenance["chosen_on"].items()
+    return " and ".join(f"{rows:,} {domain}" for domain, rows in counts) + " images"
 
 
 def _deciding(content: Head | StoredBlend) -> str:

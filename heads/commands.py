@@ -10,7 +10,8 @@ import numpy as np
 
 from featcache.annotations import read_labels, read_submission, write_labels
 from featcache.console import Interrupted, Progress, StopRequest
-from heads.fitting import FitConfig, fit, hard
+from heads.cacherows import hard
+from heads.fitting import FitConfig, fit
 from heads.given import named_files
 from heads.metrics import bootstrap_interval, fbeta_per_image
 from heads.mixing import BlendConfig, blend
@@ -68,10 +69,11 @@ def predict(
     """
     refuse_existing(out, overwrite, [content, *caches, *named_files(scores).values()])
     predictor = Predictor.open(content, caches, strict, scores)
+    refuse_existing(out, overwrite, [str(cache.path) for cache in predictor.caches])
     ids = predictor.ids
     refuse_repeats(predictor.caches[0].path, ids)
     files: list[str | os.PathLike[str]] = [content, *(c.path for c in predictor.caches)]
-    job = job_of([*files, *named_files(scores).values()], strict)
+    job = job_of(files, strict, named_files(scores))
     with ChosenSets(out, job, len(predictor.classes)) as chosen:
         _choose(predictor, chosen)
         sets = named(chosen.sets(), predictor.classes)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.base import clone
 
+from heads.grouping import united
 from heads.metrics import paired_bootstrap_interval
 from heads.nested import cross_val_fbeta
 from heads.prediction import rule_of
@@ -26,7 +27,7 @@ class Comparison:
     beta : float
     first, second : float
     low, high : float
-        95 % interval of first - second, by a bootstrap over images, paired.
+        95 % interval of first - second, by a bootstrap over images (or groups), paired.
     chosen_here : bool
         Whether one is a blend, whose weights were chosen on these images.
     """
@@ -87,13 +88,15 @@ def compare(first: str, second: str) -> list[Comparison]:
         if len(rows) < 2:
             continue
         pair = [own.take(rows), other.take(other_rows)]
-        if (pair[0].Y != pair[1].Y).nnz:
+        if pair[0].differs(pair[1]):
             raise ValueError(
                 f"{second}: was fitted on other labels of these {domain} images than {first}; "
                 "fit both on the same labels"
             )
+        groups = united([part.groups for part in pair])
+        pair = [replace(part, groups=groups) for part in pair]
         ours, theirs = (_held_out(rule, part) for rule, part in zip(rules, pair, strict=True))
-        low, high = paired_bootstrap_interval(ours, theirs)
+        low, high = paired_bootstrap_interval(ours, theirs, groups=groups)
         means = float(ours.mean()), float(theirs.mean())
         found.append(Comparison(domain, len(rows), betas[0], *means, low, high, blends))
     if not found:
@@ -110,7 +113,5 @@ def _classes(content: Head | StoredBlend) -> np.ndarray:
 
 def _held_out(rule: object, scores: OutOfFold) -> np.ndarray:
     """(n,) F-beta of each image."""
-    cv = min(_FOLDS, len(scores.ids))
-    return cross_val_fbeta(
-        rule, scores.proba, scores.Y, cv, mask=scores.mask, missed=scores.missed
-    ).fbeta
+    cv = min(_FOLDS, scores.units)
+    return cross_val_fbeta(rule, scores.proba, scores.Y, cv, **scores.known()).fbeta

@@ -12,6 +12,7 @@ from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from heads.decisions import best_global_threshold
+from heads.grouping import numbered
 from heads.inputs import check_truth
 from heads.markup import Markup
 from heads.pareto import efficient
@@ -69,6 +70,7 @@ class TwoDomainCV(ShowsResults):
         intercept_init: Any = None,
         mask: Any = None,
         source_mask: Any = None,
+        shared_groups: bool = False,
     ) -> TwoDomainCV:
         """Fit at every weight and keep the pick.
 
@@ -81,6 +83,9 @@ class TwoDomainCV(ShowsResults):
         coef_init, intercept_init : W0 (K, d) and b0 (K,), optional
         mask, source_mask : optional
             True where a label is unknown.
+        shared_groups : bool
+            Whether equal values in `groups` and `source_groups` are one group, such as a scene
+            that both domains have pictures of; else each domain has groups of its own.
 
         Raises
         ------
@@ -101,7 +106,7 @@ class TwoDomainCV(ShowsResults):
         both = {
             "X": np.concatenate([X, X_val]),
             "Y": _stack(Y, Y_val),
-            "groups": _joined_groups(groups, source_groups, n, m),
+            "groups": np.concatenate(numbered(groups, source_groups, n, m, shared_groups)),
             "mask": _joined_masks(mask, source_mask, Y, Y_val),
         }
         start = {"coef_init": coef_init, "intercept_init": intercept_init}
@@ -111,7 +116,7 @@ class TwoDomainCV(ShowsResults):
             head = clone(self.estimator)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                if w > 0:
+                if w > 0 or shared_groups:  # source scores too know no label of their groups
                     weight = np.r_[np.ones(n), np.full(m, w * n / m)]
                     head.fit(**both, sample_weight=weight, **start)
                     oof = head.oof_predict_proba_
@@ -157,7 +162,7 @@ class TwoDomainCV(ShowsResults):
             warnings.warn(
                 f"no source weight keeps the source's F-beta within {self.max_source_loss} of the "
                 f"unadapted head's, {least + self.max_source_loss:.3f}: the nearest is taken; try "
-                "larger weights, or max_source_loss=None, with which the target alone decides",
+                "other weights, or a larger max_source_loss: the target decides within it",
                 stacklevel=3,
             )
         best = int(np.argmax(np.where(allowed, target, -np.inf) if allowed.any() else source))
@@ -191,15 +196,6 @@ def _stack(Y: Any, Y_val: Any) -> Any:
     if issparse(Y) or issparse(Y_val):
         return csr_matrix(vstack([csr_matrix(Y), csr_matrix(Y_val)]))
     return np.concatenate([Y, Y_val])
-
-
-def _joined_groups(groups: Any, source_groups: Any, n: int, m: int) -> np.ndarray:
-    """Group codes in which no target group meets a source group."""
-    first = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
-    second = (
-        np.arange(m) if source_groups is None else np.unique(source_groups, return_inverse=True)[1]
-    )
-    return np.concatenate([first, second + first.max() + 1])
 
 
 def _joined_masks(mask: Any, source_mask: Any, Y: Any, Y_val: Any) -> np.ndarray | None:

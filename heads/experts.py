@@ -25,9 +25,11 @@ import numpy as np
 from heads.adapter import fit_adapter
 from heads.alignment import FeatureMap, Moments, check_moments
 from heads.folds import check_folds
+from heads.grouping import numbered
 from heads.logistic import DropoutLogistic, DropoutLogisticCV
 from heads.platt import fit_platt
 from heads.stacking import stacked_weights
+from heads.training import check_features, check_targets
 
 PULLS = ("network", "zero", "shared")
 
@@ -143,12 +145,36 @@ class Rows:
     ----------
     X : (n, v, d)
     Y : (n, K) float, NaN unknown
-    groups : (n,) int
+    groups : (n,)
+        Equal ones stay together, in both domains if they are `beside` each other.
     """
 
     X: np.ndarray
     Y: np.ndarray
     groups: np.ndarray
+
+    @classmethod
+    def of(cls, X: Any, Y: Any, groups: Any, mask: Any, estimator: Any) -> Rows:
+        """What the arguments of a fit say, checked."""
+        X = check_features(X, estimator)
+        X = X if X.ndim == 3 else X[:, None]
+        dtype = np.float64 if X.dtype == np.float64 else np.float32
+        targets, known = check_targets(Y if hasattr(Y, "toarray") else np.asarray(Y), mask)
+        if len(targets) != len(X):
+            raise ValueError(f"Y has {len(targets)} rows, but X has {len(X)}")
+        dense = np.array(targets, dtype)
+        if known is not None:
+            dense[~known] = np.nan
+        groups = np.arange(len(X)) if groups is None else np.asarray(groups)
+        if groups.shape != (len(X),):
+            raise ValueError(f"groups has shape {groups.shape}; expected ({len(X)},)")
+        return cls(X.astype(dtype, copy=False), dense, groups)
+
+    def beside(self, other: Rows, shared_groups: bool) -> tuple[Rows, Rows]:
+        """Both, with groups of which none is in both unless equal ones are shared."""
+        n, m = len(self.X), len(other.X)
+        first, second = numbered(self.groups, other.groups, n, m, shared_groups)
+        return replace(self, groups=first), replace(other, groups=second)
 
     def take(self, rows: np.ndarray) -> Rows:
         """Some of the rows."""
@@ -272,7 +298,7 @@ def _both(
         rows["X"] = np.concatenate([rows["X"], Z_source])
         rows["Y"] = np.concatenate([rows["Y"], source.Y])
         rows["sample_weight"] = np.r_[rows["sample_weight"], np.full(m, weight * n / m)]
-        rows["groups"] = np.r_[rows["groups"], target.groups.max() + 1 + source.groups]
+        rows["groups"] = np.r_[rows["groups"], source.groups]
     return rows
 
 
@@ -312,7 +338,7 @@ def _shared(
         )
         return head
 
-    groups = np.r_[target.groups, target.groups.max() + 1 + source.groups]
+    groups = np.r_[target.groups, source.groups]
     labels = np.concatenate([Y, source.Y])
     oof = np.zeros((n, r, Y.shape[1]), target.X.dtype)
     for train, test in check_folds(config.cv, labels, labels, groups, seed):

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import sklearn
-from scipy.sparse import csr_matrix
+from sklearn.base import clone
 
 from featcache import FeatureCache, layout
 from featcache.console import command_line, option, required
+from featcache.disk import hash_file
+from heads.cacherows import ALL_VIEWS, CacheRows, halves, open_rows, refuse_mismatch, sampled
 from heads.chain import NAMED, named_decision
 from heads.decisions import Decision, best_global_threshold
 from heads.domains import TwoDomainCV
-from heads.grouping import group_codes
 from heads.logistic import PROBABILITIES, DropoutLogisticCV
 from heads.nested import cross_val_fbeta
 from heads.ridge import DropoutRidgeCV
@@ -24,7 +25,6 @@ from heads.storage import Head, OutOfFold, refuse_existing, save
 
 METHODS = ("logistic", "ridge")
 NOISES = ("quadratic", "gaussian")
-ALL_VIEWS = "all"
 DECISIONS = (
     "how scores become label sets: by the highest expected F-beta of calibrated probabilities, "
     "by one cut for all, or by a cut for each class; fitted on out-of-fold scores"
@@ -64,6 +64,11 @@ class FitConfig:
     source_weight: str = option(
         "0.1,0.3,1", "with --source: weights of the whole source domain to compare; 0 leaves it out"
     )
+    max_source_loss: float = option(
+        0.01,
+        "with --source: F-beta that the source may lose against the unadapted head; with inf the "
+        "target alone decides",
+    )
     decision: str = option("expected", DECISIONS, choices=NAMED)
     min_labels: int = option(0, "labels that an image gets at least")
     max_labels: int | None = option(None, "labels that an image gets at most (default: any number)")
@@ -94,42 +99,16 @@ def parse_numbers(text: str, flag: str) -> tuple[float, ...]:
         raise ValueError(f"{flag} {text!r}: expected numbers separated by commas") from None
 
 
-def held_out(cache: FeatureCache, proba: np.ndarray, rows: dict[str, Any]) -> OutOfFold:
-    """Out-of-fold probabilities of the rows that ``cache.training()`` gives."""
-    labels = cache.labels
-    if labels is None:
-        raise ValueError(f"{cache.path}: has no labels; extract it with --labels")
-    used = cache.valid & labels.known
-    return OutOfFold(cache.ids[used], proba, hard(rows["Y"]), labels.outside[used], rows["mask"])
-
-
-def _labelled_ids(cache: FeatureCache) -> np.ndarray:
-    """Of the rows that ``cache.training()`` gives, and of all where there are no labels."""
-    return cache.ids if cache.labels is None else cache.ids[cache.valid & cache.labels.known]
-
-
-def sampled(cache: FeatureCache, rows: int, seed: int) -> FeatureCache:
-    """At most that many labelled, readable rows, in their order."""
-    if rows < 1:
-        raise ValueError(f"--source-rows {rows}: expected at least 1")
-    ids = _labelled_ids(cache)
-    if len(ids) > rows:
-        chosen = np.random.default_rng(seed).choice(len(ids), rows, replace=False)
-        ids = ids[np.sort(chosen)]
-    return cache.select(ids)
-
-
 def decide(rule: Decision, scores: OutOfFold, cv: int) -> dict[str, float]:
     """Fit a rule on out-of-fold scores; how good it is on images that it has not seen.
 
     The figure is nested, the whole rule being fitted anew in every fold; there is none of
-    fewer than 2 cv images.
+    fewer than 2 cv images, or groups of them.
     """
-    known: dict[str, Any] = {"mask": scores.mask, "missed": scores.missed}
-    rule.fit(scores.proba, scores.Y, **known)
-    if len(scores.ids) < 2 * cv:
+    rule.fit(scores.proba, scores.Y, **scores.known())
+    if scores.units < 2 * cv:
         return {}
-    found = cross_val_fbeta(rule, scores.proba, scores.Y, cv, **known)
+    found = cross_val_fbeta(rule, scores.proba, scores.Y, cv, **scores.known())
     return {"score": found.score, "low": found.low, "high": found.high}
 
 
@@ -170,8 +149,13 @@ def fit(config: FitConfig) -> Head:
     """
     refuse_existing(config.out, config.overwrite, [config.cache, config.source, config.groups])
     cache = FeatureCache(config.cache)
-    rows = training_rows(cache, config.views, config.groups)
-    _check_options(config, cache, len(np.unique(rows["groups"])))
+    caches = [cache]
+    if config.source:
+        source = FeatureCache(config.source)
+        refuse_mismatch(cache, source, same_views=config.views == ALL_VIEWS)
+        caches.append(sampled(source, config.source_rows, config.seed))
+    rows, *home = open_rows(caches, config.views, config.groups)
+    _check_options(config, rows)
     decision = named_decision(
         config.decision,
         config.beta,
@@ -182,7 +166,7 @@ def fit(config: FitConfig) -> Head:
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fitted = _fit(config, cache, rows)
+        fitted = _fit(config, rows, home[0] if home else None)
     notes = sorted({str(warning.message) for warning in caught})
     target, estimator = fitted.oof["target"], fitted.estimator
     threshold, score = best_global_threshold(
@@ -208,6 +192,7 @@ def fit(config: FitConfig) -> Head:
             "cache_hash": layout.read(cache.path).content_hash,
             "network": cache.network_name,
             "source": config.source,
+            "groups_hash": hash_file(config.groups) if config.groups else "",
             "method": config.method,
             "beta": config.beta,
             "threshold": threshold,
@@ -219,49 +204,38 @@ def fit(config: FitConfig) -> Head:
     return head
 
 
-def training_rows(cache: FeatureCache, views: str = ALL_VIEWS, groups: str = "") -> dict[str, Any]:
-    """``cache.training()`` of some views, with the groups of a file.
-
-    Raises
-    ------
-    ValueError
-        Naming the cache and a view that it has not, or the file of groups.
-    """
-    rows = cache.training()
-    if groups:
-        rows["groups"] = group_codes(groups, _labelled_ids(cache))
-    if views != ALL_VIEWS:
-        names, wanted = cache.views.tolist(), views.split(",")
-        for view in wanted:
-            if view not in names:
-                raise ValueError(
-                    f"{cache.path}: has no view {view!r} (--views {views}); choose from "
-                    f"{', '.join(names)}, or {ALL_VIEWS}"
-                )
-        rows["X"] = rows["X"][:, [names.index(view) for view in wanted]]
-    return rows
-
-
-def _fit(config: FitConfig, cache: FeatureCache, rows: dict[str, Any]) -> _Fitted:
+def _fit(config: FitConfig, rows: CacheRows, source: CacheRows | None) -> _Fitted:
     """On the target alone, or on both domains."""
     estimator = _estimator(config)
+    start = {key: rows.fit[key] for key in ("coef_init", "intercept_init")}
     if config.method == "ridge":
-        rows = rows | {"coef_init": None, "intercept_init": None}
-    if not config.source:
-        estimator.fit(**rows)
-        oof = {"target": held_out(cache, estimator.oof_predict_proba_, rows)}
-        return _Fitted(estimator, oof, {})
-    source = FeatureCache(config.source)
-    refuse_mismatch(cache, source, same_views=config.views == ALL_VIEWS)
-    source = sampled(source, config.source_rows, config.seed)
-    source_rows = training_rows(source, config.views, config.groups)
-    both = _fit_both(config, estimator, rows, source_rows)
+        start = {"coef_init": None, "intercept_init": None}
+    if source is None:
+        estimator.fit(**rows.fit | start)
+        return _Fitted(estimator, {"target": rows.held_out(estimator.oof_predict_proba_)}, {})
+    if config.method == "ridge":
+        start, source = _ridge_start(config, rows, source)
+    both = TwoDomainCV(
+        estimator,
+        source_weights=parse_numbers(config.source_weight, "--source-weight"),
+        max_source_loss=config.max_source_loss,
+    ).fit(
+        rows.fit["X"],
+        rows.fit["Y"],
+        source=(source.fit["X"], source.fit["Y"]),
+        groups=rows.groups,
+        source_groups=source.groups,
+        mask=rows.fit["mask"],
+        source_mask=source.fit["mask"],
+        shared_groups=rows.grouped,
+        **start,
+    )
     oof = {
-        "target": held_out(cache, both.oof_predict_proba_, rows),
-        "source": held_out(source, both.source_oof_predict_proba_, source_rows),
+        "target": rows.held_out(both.oof_predict_proba_),
+        "source": source.held_out(both.source_oof_predict_proba_),
     }
     facts = {
-        "source_hash": layout.read(source.path).content_hash,
+        "source_hash": layout.read(source.cache.path).content_hash,
         "source_weight": both.source_weight_,
         "source_score": both.source_score_,
         "pareto": {key: value.tolist() for key, value in both.pareto_.items()},
@@ -269,71 +243,56 @@ def _fit(config: FitConfig, cache: FeatureCache, rows: dict[str, Any]) -> _Fitte
     return _Fitted(both.estimator_, oof, facts)
 
 
-def check_folds(cv: int, cache: FeatureCache, images: int) -> None:
+def _ridge_start(
+    config: FitConfig, rows: CacheRows, source: CacheRows
+) -> tuple[dict[str, Any], CacheRows]:
+    """A ridge head of source rows that are not scored later, and the source rows without those.
+
+    Source images beyond the sample teach it or, where these are few, half of the sample.
+    """
+    every = FeatureCache(config.source)
+    spare = sampled(every, config.source_rows, config.seed, but=source.ids.tolist())
+    if len(spare) >= len(source) / 2:
+        caches = [rows.cache, source.cache, spare]
+        rows, source, teachers = open_rows(caches, config.views, config.groups)
+    else:
+        teachers, source = halves(source, config.seed)
+    if rows.grouped:  # nor are there images of the groups of those that are scored
+        scored = np.concatenate([rows.groups, source.groups])
+        teachers = teachers.take(np.flatnonzero(~np.isin(teachers.groups, scored)))
+    folds = min(config.cv, len(np.unique(teachers.groups)))
+    if folds < 2:
+        warnings.warn(
+            f"{config.source}: no images are left to teach a ridge head that this one starts from "
+            "(none that shares a group with others may); it shrinks towards zero",
+            stacklevel=2,
+        )
+        return {"coef_init": None, "intercept_init": None}, source
+    fit = {key: teachers.fit[key] for key in ("X", "Y", "groups", "mask")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # its rates are in no table
+        first = clone(_estimator(config)).set_params(cv=folds).fit(**fit)
+    return {"coef_init": first.coef_, "intercept_init": first.intercept_}, source
+
+
+def check_folds(cv: int, rows: CacheRows) -> None:
     """Refuse a number of folds that the labelled images do not allow."""
+    images = len(np.unique(rows.groups))
     if not 2 <= cv <= images:
         raise ValueError(
-            f"{cache.path}: {images:,} labelled images, --cv {cv}; "
+            f"{rows.cache.path}: {images:,} labelled images, --cv {cv}; "
             f"give 2 folds at least and no more than images (with --groups: than groups)"
         )
 
 
-def _check_options(config: FitConfig, cache: FeatureCache, images: int) -> None:
+def _check_options(config: FitConfig, rows: CacheRows) -> None:
     """Say what cannot work in the words of the command line."""
-    if not config.source and config.source_weight != FitConfig.source_weight:
-        raise ValueError("--source-weight has no effect without --source; give both or neither")
-    check_folds(config.cv, cache, images)
-
-
-def refuse_mismatch(cache: FeatureCache, source: FeatureCache, same_views: bool = True) -> None:
-    """Refuse a source that is of other views, classes or networks, or of the same images."""
-    if len(shared := np.intersect1d(cache.ids, source.ids)):
-        raise ValueError(
-            f"{source.path}: holds image {str(shared[0])!r}, which {cache.path} holds too; "
-            "--source must be of other images, or the out-of-fold scores would know their labels"
-        )
-    if cache.network_id != source.network_id:
-        raise ValueError(
-            f"{source.path}: is of network {str(source.network_id)[:12]}, but {cache.path} of "
-            f"{str(cache.network_id)[:12]}; both must be of one network"
-        )
-    if same_views and not np.array_equal(cache.views, source.views):
-        raise ValueError(
-            f"{source.path}: has the views {source.views.tolist()}, but {cache.path} has "
-            f"{cache.views.tolist()}; extract both with the same --views"
-        )
-    if not np.array_equal(cache.classes, source.classes):
-        raise ValueError(
-            f"{source.path}: its {len(source.classes)} classes are not the "
-            f"{len(cache.classes)} of {cache.path}, in their order; make both with the same classes"
-        )
-
-
-def _fit_both(
-    config: FitConfig, estimator: Any, rows: dict[str, Any], source: dict[str, Any]
-) -> TwoDomainCV:
-    start = {key: rows[key] for key in ("coef_init", "intercept_init")}
-    if config.method == "ridge":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # its rates are in no table
-            first = _estimator(config).fit(
-                source["X"], source["Y"], groups=source["groups"], mask=source["mask"]
-            )
-        start = {"coef_init": first.coef_, "intercept_init": first.intercept_}
-    weights = parse_numbers(config.source_weight, "--source-weight")
-    both = TwoDomainCV(estimator, source_weights=weights)
-    return both.fit(
-        rows["X"],
-        rows["Y"],
-        source=(source["X"], source["Y"]),
-        groups=rows["groups"],
-        source_groups=source["groups"],
-        mask=rows["mask"],
-        source_mask=source["mask"],
-        **start,
-    )
-
-
-def hard(Y: csr_matrix) -> csr_matrix:
-    """Soft targets count as true from 1/2 on."""
-    return csr_matrix(Y >= 0.5, dtype=np.float32)
+    for flag, name in (
+        ("--source-weight", "source_weight"),
+        ("--max-source-loss", "max_source_loss"),
+    ):
+        if not config.source and getattr(config, name) != getattr(FitConfig, name):
+            raise ValueError(f"{flag} has no effect without --source; give both or neither")
+    if not config.max_source_loss >= 0:
+        raise ValueError(f"--max-source-loss {config.max_source_loss:g}: expected a number >= 0")
+    check_folds(config.cv, rows)

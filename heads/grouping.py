@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Sequence
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 HEADER = ["image_id", "group"]
 
@@ -64,3 +67,41 @@ def group_codes(path: str | os.PathLike[str], ids: np.ndarray) -> np.ndarray:
     code: dict[tuple[str, str], int] = {}
     keys = [("group", listed[name]) if name in listed else ("image", name) for name in names]
     return np.array([code.setdefault(key, len(code)) for key in keys], dtype=np.intp)
+
+
+def united(codes: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """(n,) int groups of the same images by several codings: one of them is enough to join two.
+
+    None stands for images that are groups by themselves; so does the answer. O(n) for each coding.
+    """
+    given = [
+        np.unique(code, return_inverse=True)[1].reshape(-1) for code in codes if code is not None
+    ]
+    if not given:
+        return None
+    n, at, rows, nodes = len(given[0]), len(given[0]), [], []
+    for code in given:  # a graph of images and, for each coding, groups
+        rows.append(np.arange(n))
+        nodes.append(at + code)
+        at += int(code.max(initial=-1)) + 1
+    edges = np.concatenate(rows), np.concatenate(nodes)
+    graph = coo_array((np.ones(len(edges[0]), bool), edges), shape=(at, at))
+    joined: np.ndarray = connected_components(graph, directed=False)[1][:n]
+    return joined.astype(np.intp)
+
+
+def numbered(
+    groups: np.ndarray | None, others: np.ndarray | None, n: int, m: int, shared: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (n,) and (m,) of two domains: equal values are one group only if `shared` says so."""
+    if shared and groups is not None and others is not None:
+        codes = _ranks(np.concatenate([groups, others]))
+        return codes[:n], codes[n:]
+    first = np.arange(n) if groups is None else _ranks(groups)
+    second = np.arange(m) if others is None else _ranks(others)
+    return first, second + int(first.max(initial=-1)) + 1
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """(n,) int: 0 for the least value, and so on."""
+    return np.unique(values, return_inverse=True)[1].reshape(-1)

@@ -23,17 +23,24 @@ class Nested:
         By the selection, and by the mean of all models with a cut chosen likewise.
     share : (n,) array
         Weights of the images; they add up to 1.
+    groups : (n,) array or None
+        Images that are drawn together.
     """
 
     blend: np.ndarray
     uniform: np.ndarray
     share: np.ndarray
+    groups: np.ndarray | None = None
 
     def results(self) -> dict[str, float]:
-        """Means and their intervals at 95 % over images: alone, and against the uniform mean."""
-        low, high = bootstrap_interval(self.blend, sample_weight=self.share)
+        """Means and their intervals at 95 % over images, or groups of them.
+
+        Alone, and against the uniform mean.
+        """
+        share, groups = self.share, self.groups
+        low, high = bootstrap_interval(self.blend, sample_weight=share, groups=groups)
         gain = self.blend - self.uniform
-        gain_low, gain_high = bootstrap_interval(gain, sample_weight=self.share)
+        gain_low, gain_high = bootstrap_interval(gain, sample_weight=share, groups=groups)
         return {
             "score": float(self.share @ self.blend),
             "low": low,
@@ -51,6 +58,7 @@ def nested(
     folds: Sequence[Fold],
     rule: Rule,
     parts: Sequence[np.ndarray] | None = None,
+    groups: np.ndarray | None = None,
 ) -> Nested:
     """Repeat the whole selection in each fold and score the images that it left out.
 
@@ -61,6 +69,8 @@ def nested(
     folds : sequence of (train, test)
     parts
         As of `choose`.
+    groups : (n,), optional
+        Of all rows: images that the folds keep together.
 
     Raises
     ------
@@ -84,4 +94,5 @@ def nested(
         M = len(seen.score)
         for into, w in ((blend, choose(chosen, rule, inner).weights), (uniform, np.full(M, 1 / M))):
             into[left_out] = scored(unseen, w, best_cut(seen, w).cut)
-    return Nested(blend, uniform, whole.truth.share)
+    own = None if groups is None else np.asarray(groups)[place]
+    return Nested(blend, uniform, whole.truth.share, own)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import h5py
 import numpy as np
 
 from featcache.disk import hash_file
 from heads.given import GivenScores, ScoreFile
+from heads.grouping import united
 from heads.storage import Head, OutOfFold, load
 
 
@@ -77,7 +78,7 @@ def _given(path: str, heads: Sequence[Head]) -> Head:
     for domain, truth in first.oof.items():
         if domain == "target" or np.isin(truth.ids, file.ids).any():
             P = file.scores(file.rows(truth.ids), columns)
-            oof[domain] = OutOfFold(truth.ids, P, truth.Y, truth.missed, truth.mask)
+            oof[domain] = replace(truth, proba=P)
     return Head(
         estimator=GivenScores(file.name, hash_file(path)),
         classes=first.classes,
@@ -95,7 +96,8 @@ class Joined:
     ----------
     name : str
     truth : OutOfFold
-        Of the first member: ids, and what is true of them.
+        Of the first member: ids, and what is true of them; groups that any member keeps together,
+        numbered alike in all domains.
     scores : list of M arrays (n, K)
     """
 
@@ -120,25 +122,50 @@ def join(paths: Sequence[str], members: Sequence[Head]) -> list[Joined]:
     first = members[0].oof["target"].ids
     for path, member in zip(paths, members, strict=True):
         _refuse_other_images(path, member.oof["target"].ids, first, paths[0])
-    found = [_joined("target", first, paths, members)]
+    images = {"target": first}
     if all("source" in member.oof for member in members):
         common = members[0].oof["source"].ids
         for member in members[1:]:
             common = common[np.isin(common, member.oof["source"].ids)]
         if len(common) > 1:
-            found.append(_joined("source", common, paths, members))
-    return found
+            images["source"] = common
+    parts = {n: [_rows_of(m.oof[n], ids) for m in members] for n, ids in images.items()}
+    for of_domain in parts.values():
+        _refuse_other_labels(paths, of_domain)
+    groups = iter(_groups(list(parts.values())))
+    return [
+        Joined(name, replace(some[0], groups=next(groups)), [part.proba for part in some])
+        for name, some in parts.items()
+    ]
 
 
-def _joined(name: str, ids: np.ndarray, paths: Sequence[str], members: Sequence[Head]) -> Joined:
-    parts = [_rows_of(member.oof[name], ids) for member in members]
+def _refuse_other_labels(paths: Sequence[str], parts: Sequence[OutOfFold]) -> None:
     for path, part in zip(paths, parts, strict=True):
-        if (part.Y != parts[0].Y).nnz:
+        if part.differs(parts[0]):
             raise ValueError(
                 f"{path}: was fitted on other labels of these images than {paths[0]}; "
                 "fit all heads on the same labels"
             )
-    return Joined(name, parts[0], [part.proba for part in parts])
+
+
+def _groups(parts: Sequence[Sequence[OutOfFold]]) -> list[np.ndarray | None]:
+    """Of the images of each domain, from what each member (the second index) says of them."""
+    ends = np.cumsum([len(some[0].ids) for some in parts])
+    codes: list[np.ndarray | None] = []
+    for own in zip(*parts, strict=True):
+        if all(part.groups is None for part in own):
+            codes.append(None)
+            continue
+        own_codes, free = [], 0
+        for part in own:  # an image of a domain without groups is one by itself
+            alone = -1 - free - np.arange(len(part.ids))
+            own_codes.append(alone if part.groups is None else part.groups)
+            free += len(part.ids)
+        codes.append(np.concatenate(own_codes))
+    joined = united(codes)
+    if joined is None:
+        return [None] * len(parts)
+    return list(np.split(joined, ends[:-1]))
 
 
 def _rows_of(scores: OutOfFold, ids: np.ndarray) -> OutOfFold:

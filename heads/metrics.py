@@ -332,6 +332,7 @@ def bootstrap_interval(
     confidence: float = 0.95,
     random_state: int = 0,
     sample_weight: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a (weighted) mean.
 
@@ -345,6 +346,8 @@ def bootstrap_interval(
         Share of the resampled means inside the interval.
     random_state : int
         Seed; the same seed gives the same interval.
+    groups : (n,), optional
+        Images that are drawn together: pictures of one scene are not so many observations.
 
     Returns
     -------
@@ -356,6 +359,13 @@ def bootstrap_interval(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; expected a number between 0 and 1")
     weights = check_weights(sample_weight, len(values))
+    if groups is not None:  # a group has its mean as value and the sum as weight
+        code = np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
+        if len(code) != len(values):
+            raise ValueError(f"groups has {len(code)} rows, but values has {len(values)}")
+        total = np.bincount(code, weights)
+        values = np.bincount(code, weights * values) / np.where(total > 0, total, 1)
+        weights = total
     # A row without weight is no row: resamples of nothing else would have no mean.
     values, weights = values[weights > 0], weights[weights > 0]
     rng = np.random.default_rng(random_state)
@@ -375,6 +385,7 @@ def paired_bootstrap_interval(
     confidence: float = 0.95,
     random_state: int = 0,
     sample_weight: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
 ) -> tuple[float, float]:
     """Bootstrap interval of mean(first - second), both scored on the same images."""
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
@@ -382,4 +393,6 @@ def paired_bootstrap_interval(
         raise ValueError(
             f"first has shape {first.shape}, second {second.shape}; pair the same images"
         )
-    return bootstrap_interval(first - second, n_resamples, confidence, random_state, sample_weight)
+    return bootstrap_interval(
+        first - second, n_resamples, confidence, random_state, sample_weight, groups
+    )

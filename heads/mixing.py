@@ -13,10 +13,11 @@ from featcache.console import command_line, option, required
 from featcache.disk import hash_file
 from heads.blending import AVERAGES, METHODS, Blend
 from heads.chain import NAMED, named_decision
+from heads.decisions import best_global_threshold
 from heads.fitting import DECISIONS, decide, parse_numbers, versions
 from heads.members import Joined, join, open_members
 from heads.stacks import Chained
-from heads.storage import StoredBlend, refuse_existing, save
+from heads.storage import OutOfFold, StoredBlend, refuse_existing, save
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,11 @@ def blend(config: BlendConfig) -> StoredBlend:
         If the heads disagree, naming the file.
     """
     refuse_existing(config.out, config.overwrite, config.heads)
-    if config.stop_folds < 0 or config.stop_folds == 1:
-        raise ValueError(f"--stop-folds {config.stop_folds}: expected 0, or 2 and more")
+    _check_options(config)
     models = open_members(config.heads)
     domains = join(config.heads, models)
     target = domains[0].truth
-    folds = min(5, len(target.ids))
+    folds = min(5, target.units)
     decision = named_decision(
         config.decision, config.beta, config.min_labels, config.max_labels, cv=folds
     )
@@ -77,12 +77,14 @@ def blend(config: BlendConfig) -> StoredBlend:
         lacking = [p for p, m in zip(config.heads, models, strict=True) if "source" not in m.oof]
         raise ValueError(
             f"{(lacking or config.heads)[0]}: has no scores of validation images that all heads "
-            "have scored; fit all with --source, or leave out --max-source-loss, --source-weight"
+            "have scored; fit all with --source, one --seed and the same --source-rows, or leave "
+            "out --max-source-loss, --source-weight"
         )
     fitted = _fitted(config, chosen_on)
     oof = {d.name: replace(d.truth, proba=fitted.predict_proba(d.scores)) for d in domains}
     used = np.flatnonzero(fitted.weights_ > 0)
     weights = fitted.weights_.tolist()
+    scores = {d.name: _best_score(oof[d.name], config.beta) for d in domains}
     # Models of weight 0 are not needed at prediction, nor are their caches.
     fitted.weights_ = fitted.weights_[used]
     for m in used:
@@ -100,13 +102,40 @@ def blend(config: BlendConfig) -> StoredBlend:
             "sha256": [hash_file(path) for path in config.heads],
             "weights": weights,
             "chosen_on": {domain.name: len(domain.truth.ids) for domain in chosen_on},
-            "score": fitted.score_,
+            "beta": config.beta,
+            "score": scores.pop("target"),
+            **{f"{domain}_score": score for domain, score in scores.items()},
             "nested": fitted.nested_ | {"optimism": fitted.optimism_} if fitted.cv else None,
             "decision": decide(decision, oof["target"], folds),
         },
     )
     save(config.out, stored, config.overwrite)
     return stored
+
+
+def _best_score(scores: OutOfFold, beta: float) -> float:
+    """F-beta at the best cut for these images."""
+    P, Y, missed = scores.proba, scores.Y, scores.missed
+    return best_global_threshold(P, Y, beta, scores.mask, missed=missed)[1]
+
+
+def _check_options(config: BlendConfig) -> None:
+    """Say what cannot work, or has no effect, in the words of the command line."""
+    for flag, folds in (("--stop-folds", config.stop_folds), ("--cv", config.cv)):
+        if folds < 0 or folds == 1:
+            raise ValueError(f"{flag} {folds}: expected 0, or 2 and more")
+    if not 0 <= config.source_weight < np.inf:
+        raise ValueError(f"--source-weight {config.source_weight:g}: expected a number >= 0")
+    if config.source_weight and config.max_source_loss is not None:
+        raise ValueError(
+            "--source-weight has no effect beside --max-source-loss, with which the target "
+            "decides; give one of them"
+        )
+    if config.trade_offs and not (_wants_source(config) and config.method == "greedy"):
+        raise ValueError(
+            "--trade-offs has no effect without --max-source-loss or --source-weight and the "
+            "greedy method; leave it out"
+        )
 
 
 def _wants_source(config: BlendConfig) -> bool:
@@ -116,11 +145,11 @@ def _wants_source(config: BlendConfig) -> bool:
 def _fitted(config: BlendConfig, domains: Sequence[Joined]) -> Blend:
     """Weights chosen on the rows of all domains, the target's first."""
     options: dict[str, Any] = {}
-    folds = min(config.cv, len(domains[0].truth.ids))
+    folds = min(config.cv, domains[0].truth.units)
     if folds > 1 and config.method != "uniform":  # which chooses nothing
         options["cv"] = folds
     if config.stop_folds:
-        options["stop_cv"] = min(config.stop_folds, len(domains[0].truth.ids))
+        options["stop_cv"] = min(config.stop_folds, domains[0].truth.units)
     if len(domains) > 1:
         options["max_source_loss"] = config.max_source_loss
         if config.max_source_loss is None:
@@ -129,6 +158,7 @@ def _fitted(config: BlendConfig, domains: Sequence[Joined]) -> Blend:
             options["trade_offs"] = parse_numbers(config.trade_offs, "--trade-offs")
     fitted = Blend(beta=config.beta, method=config.method, average=config.average, **options)
     truths = [domain.truth for domain in domains]
+    groups = [truth.groups for truth in truths if truth.groups is not None]  # of all or of none
     masks = [
         np.zeros(truth.proba.shape, bool) if truth.mask is None else truth.mask for truth in truths
     ]
@@ -144,5 +174,6 @@ def _fitted(config: BlendConfig, domains: Sequence[Joined]) -> Blend:
         else None,
         mask=None if all(truth.mask is None for truth in truths) else np.concatenate(masks),
         missed=np.concatenate([truth.missed for truth in truths]),
+        groups=np.concatenate(groups) if groups else None,
         names=config.heads,
     )

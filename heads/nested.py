@@ -128,7 +128,7 @@ def cross_val_fbeta(
     order = np.argsort(np.concatenate([test for _, test in folds]))
     sets = csr_matrix(vstack(parts, format="csr")[order], dtype=bool)
     values = fbeta_per_image(truth, sets, rule.beta, unknown, outside)
-    low, high = _interval(values, weight, groups)
+    low, high = bootstrap_interval(values, sample_weight=weight, groups=groups)
     return CrossValidated(
         weighted_mean(values, weight),
         low,
@@ -143,15 +143,3 @@ def _fold_means(values: np.ndarray, weight: np.ndarray, tests: Iterable[np.ndarr
     return np.array(
         [weight[t] @ values[t] / weight[t].sum() if weight[t].any() else np.nan for t in tests]
     )
-
-
-def _interval(
-    values: np.ndarray, weight: np.ndarray, groups: np.ndarray | None
-) -> tuple[float, float]:
-    """Of images, or of whole groups: a group has its mean as value and the sum as weight."""
-    if groups is not None:
-        code = np.unique(groups, return_inverse=True)[1].reshape(-1)
-        total = np.bincount(code, weight)
-        values = np.bincount(code, weight * values) / np.where(total > 0, total, 1)
-        weight = total
-    return bootstrap_interval(values, sample_weight=weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -118,12 +119,22 @@ class Predictor:
         return self.models[0].classes
 
     def explanations(self) -> dict[str, str]:
-        """By network, what an adapted model did to this domain and why."""
+        """By network, what an adapted model did to this domain and why.
+
+        Of several models of a network, or networks of one name, by the model's name as well.
+        """
         names = {cache.network_id: cache.network_name for cache in self.caches}
-        return {
-            names[model.network_id]: head.explain()
-            for head, model in zip(self.heads, self.models, strict=True)
+        stored = isinstance(self.content, StoredBlend)
+        files = self.content.model_names if isinstance(self.content, StoredBlend) else [""]
+        told = [
+            (names[model.network_id], file, head.explain())
+            for head, model, file in zip(self.heads, self.models, files, strict=True)
             if isinstance(head, DomainHead)
+        ]
+        often = Counter(network for network, _, _ in told)
+        return {
+            f"{network} ({file})" if stored and often[network] > 1 else network: text
+            for network, file, text in told
         }
 
     @property

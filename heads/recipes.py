@@ -221,9 +221,9 @@ def without_files(config: FitConfig) -> FitConfig:
     return replace(config, cache="", out="", source="", overwrite=False)
 
 
-def differences(made: FitConfig, wanted: FitConfig) -> str:
-    """``cv is 5, not 3``; empty if both are one recipe."""
-    fields: Iterable[str] = (f.name for f in dataclasses.fields(FitConfig))
+def differences(made: Any, wanted: Any) -> str:
+    """``cv is 5, not 3``; empty if both configurations, of one kind, are one recipe."""
+    fields: Iterable[str] = (f.name for f in dataclasses.fields(wanted))
     told = [
         f"{key} is {getattr(made, key)}, not {getattr(wanted, key)}"
         for key in fields

@@ -12,13 +12,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from featcache import CacheSet, FeatureCache, layout
+from featcache import CacheSet, FeatureCache
 from featcache.console import option, required
 from heads.adapting import AdaptConfig
 from heads.catalogue import Entry, list_entries, read_entry
 from heads.fitting import FitConfig
-from heads.recipes import parse_command
-from heads.sweep import Outcome, Sweep, Workers, in_the_way, make_all, refuse_file
+from heads.recipes import differences, parse_command
+from heads.sweep import (
+    Outcome,
+    Sweep,
+    Workers,
+    changed_input,
+    in_the_way,
+    make_all,
+    refuse_file,
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ def refit(config: RefitConfig) -> Refit:
         elif isinstance(one, FitConfig):
             failed.append(Outcome(name, error=in_the_way(one) or "is there, of another cache"))
         else:
-            failed.append(Outcome(name, error="is there, of another cache"))
+            failed.append(Outcome(name, error="is there, of another cache or recipe"))
     done = make_all(waiting, present, failed, config.out or config.folder, config)
     return Refit(done, left)
 
@@ -131,15 +139,21 @@ def _called(old: str, new: Sequence[FeatureCache]) -> FeatureCache | None:
 
 
 def _is_of(wanted: FitConfig | AdaptConfig) -> bool:
-    """Whether the head that is there was fitted on those very caches, as they are now.
+    """Whether the head that is there is of that recipe and those very files, as they are now.
 
     Of heads that were made before hashes of caches were kept nobody knows.
     """
-    told = read_entry(wanted.out).provenance
+    entry = read_entry(wanted.out)
+    told, verb = entry.provenance, "fit" if isinstance(wanted, FitConfig) else "adapt"
+    try:
+        made = parse_command(entry.command, verb, type(wanted))
+    except ValueError:
+        return False
     places = {"cache": wanted.cache, "source": wanted.source}
-    return all(
+    same = all(
         Path(str(told.get(name, ""))).absolute() == Path(place).absolute()
-        and told.get(f"{name}_hash") == layout.read(place).content_hash
+        and told.get(f"{name}_hash") is not None
         for name, place in places.items()
         if place
     )
+    return same and not differences(made, wanted) and not changed_input(wanted, entry)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,11 +21,18 @@ from featcache.disk import explained
 from featcache.journal import Lock
 
 
-def job_of(files: Sequence[str | os.PathLike[str]], strict: bool) -> dict[str, object]:
-    """What makes two predictions the same: files by place, size and time of change."""
-    facts = [(os.path.abspath(path), os.stat(path)) for path in files]
+def job_of(
+    files: Sequence[str | os.PathLike[str]], strict: bool, named: Mapping[str, str] | None = None
+) -> dict[str, object]:
+    """What makes two predictions the same: files by place, size and time of change, and names."""
+
+    def facts(path: str | os.PathLike[str]) -> list[object]:
+        stat = os.stat(path)
+        return [os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
+
     return {
-        "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in facts],
+        "files": [facts(path) for path in files],
+        "named": {name: facts(path) for name, path in (named or {}).items()},
         "strict": strict,
     }
 

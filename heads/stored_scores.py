@@ -1,13 +1,15 @@
 """How are out-of-fold scores, and what is true of their images, kept in a group of an HDF5 file?
 
 ``/oof/DOMAIN`` holds ``ids``, ``proba`` (n, K) float32, the labels that are true (``indptr``,
-``indices``), the number of true labels outside the classes (``missed``), and maybe ``mask``.
+``indices``), the number of true labels outside the classes (``missed``), and maybe ``mask`` and
+``groups``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import h5py
 import numpy as np
@@ -28,6 +30,8 @@ class OutOfFold:
         True labels outside the K classes.
     mask : (n, K) bool or None
         True where a label is unknown.
+    groups : (n,) int or None
+        Images that belong together, in all domains of a file; None: each is by itself.
     """
 
     ids: np.ndarray
@@ -35,11 +39,29 @@ class OutOfFold:
     Y: csr_matrix
     missed: np.ndarray
     mask: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> OutOfFold:
         """Some of the images."""
-        mask = None if self.mask is None else self.mask[rows]
-        return OutOfFold(self.ids[rows], self.proba[rows], self.Y[rows], self.missed[rows], mask)
+        some = (self.ids[rows], self.proba[rows], self.Y[rows], self.missed[rows])
+        maybe = [None if part is None else part[rows] for part in (self.mask, self.groups)]
+        return OutOfFold(*some, *maybe)
+
+    def known(self) -> dict[str, Any]:
+        """What of its images a score must know beside their labels, as arguments."""
+        return {"mask": self.mask, "missed": self.missed, "groups": self.groups}
+
+    def differs(self, other: OutOfFold) -> bool:
+        """Whether other labels are true, unknown or outside the classes for the same images."""
+        if (self.Y != other.Y).nnz or not np.array_equal(self.missed, other.missed):
+            return True
+        masks = [np.zeros((), bool) if part.mask is None else part.mask for part in (self, other)]
+        return bool((masks[0] != masks[1]).any())
+
+    @property
+    def units(self) -> int:
+        """How many images or, where there are groups, groups can be told apart."""
+        return len(self.ids) if self.groups is None else len(np.unique(self.groups))
 
 
 def write_oof(group: h5py.Group, oof: Mapping[str, OutOfFold]) -> None:
@@ -53,6 +75,8 @@ def write_oof(group: h5py.Group, oof: Mapping[str, OutOfFold]) -> None:
         part["missed"] = scores.missed
         if scores.mask is not None:
             part.create_dataset("mask", data=scores.mask, compression="gzip")
+        if scores.groups is not None:
+            part["groups"] = scores.groups
 
 
 def read_oof(group: h5py.Group, mapped: bool = False) -> dict[str, OutOfFold]:
@@ -64,7 +88,8 @@ def read_oof(group: h5py.Group, mapped: bool = False) -> dict[str, OutOfFold]:
         ones = np.ones(len(indices), np.float32)
         Y = csr_matrix((ones, indices, part["indptr"][()]), shape=proba.shape)
         mask = part["mask"][()] if "mask" in part else None
-        oof[domain] = OutOfFold(strings(part, "ids"), proba, Y, part["missed"][()], mask)
+        groups = part["groups"][()] if "groups" in part else None
+        oof[domain] = OutOfFold(strings(part, "ids"), proba, Y, part["missed"][()], mask, groups)
     return oof
 
 

@@ -25,6 +25,7 @@ import joblib
 from featcache import CacheSet, FeatureCache, layout
 from featcache.cacheset import short
 from featcache.console import Interrupted, Progress, option, required
+from featcache.disk import hash_file
 from featcache.errors import MissingExtra
 from heads.adapting import AdaptConfig, adapt
 from heads.catalogue import Entry, read_entry
@@ -241,14 +242,26 @@ def in_the_way(wanted: FitConfig) -> str:
             f"is there, but of network {short(entry.network_id)}, not that of {wanted.cache}; "
             "make it again with `heads refit`, or choose another --out"
         )
-    for name, place in (("cache", wanted.cache), ("source", wanted.source)):
-        known = entry.provenance.get(f"{name}_hash")
-        if place and known not in (None, layout.read(place).content_hash):
-            return (
-                f"is there, but {place} has been made again since, with another content; "
-                "make it again with `heads refit`, or choose another --out"
-            )
+    if place := changed_input(wanted, entry):
+        return (
+            f"is there, but {place} has been made again since, with another content; "
+            "make it again with `heads refit`, or choose another --out"
+        )
     return ""
+
+
+def changed_input(wanted: FitConfig | AdaptConfig, made: Entry) -> str:
+    """The first of its caches or its file of groups that is another now; empty if none is.
+
+    Of heads that were made before hashes were kept nobody knows.
+    """
+    told = made.provenance
+    for name, place in (("cache", wanted.cache), ("source", wanted.source)):
+        known = told.get(f"{name}_hash")
+        if place and known not in (None, layout.read(place).content_hash):
+            return place
+    groups, known = wanted.groups, told.get("groups_hash")
+    return groups if groups and known not in (None, hash_file(groups)) else ""
 
 
 # --------------------------------------------------------------------------- run

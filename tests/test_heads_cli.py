@@ -28,9 +28,9 @@ from heads import (
     commands,
     cross_val_fbeta,
 )
+from heads.cacherows import sampled
 from heads.commands import FitConfig
 from heads.decisions import best_global_threshold
-from heads.fitting import sampled
 from heads.metrics import fbeta_per_image, mean_fbeta
 from heads.prediction import Predictor
 from heads.storage import load, save
@@ -468,10 +468,13 @@ def test_soft_and_unknown_labels_of_both_domains(method: str, tmp_path: Path, ru
     told = run(*words, "--dropout", "0.1", "--cv", 3, "--source-weight", "0,0.1")
     assert (told.status, told.err) == (0, "")
     stored = synthetic.load_head(out)
-    for domain in ("target", "source"):
-        mask = stored.oof[domain].mask
-        assert mask is not None
-        assert mask.sum() == mask[::5, 4].sum() == len(mask[::5])
+    for domain, some in (("target", TARGET), ("source", SOURCE)):
+        oof = stored.oof[domain]
+        assert oof.mask is not None
+        unknown = np.isin(oof.ids, some.ids[::5])
+        assert unknown.any()
+        np.testing.assert_array_equal(oof.mask[:, 4], unknown)
+        assert oof.mask.sum() == unknown.sum()
 
 
 def test_labels_that_are_too_rare_keep_the_weights_of_the_network(
@@ -698,6 +701,19 @@ def test_nothing_replaces_what_it_is_made_of(
         before = out.read_bytes()
         refused(run(*words, out), f"{out}: is what the result is to be made of")
         assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("named", ["folder", "file"])
+def test_a_prediction_does_not_replace_a_cache_that_it_reads(
+    named: str, head: Path, data: Path, tmp_path: Path, run: Run
+) -> None:
+    folder = tmp_path / "stage_2"
+    cache = synthetic.write(folder / "net0.h5", STAGE_2, shifted=True, views=2, labelled=False)
+    before = cache.path.read_bytes()
+    caches = folder if named == "folder" else cache.path
+    told = run("predict", head, "--caches", caches, "--out", cache.path, "--overwrite")
+    refused(told, cache.path)
+    assert cache.path.read_bytes() == before
 
 
 def test_existing_files_are_left_without_overwrite(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
+from featcache import Labels
 from heads import Blend, commands
+from heads.catalogue import read_entry
 from heads.cli import main
 from heads.commands import BlendConfig, FitConfig
+from heads.comparing import compare
 from heads.cuts import best_global_threshold
 from heads.describing import describe
 from heads.members import join, open_members
@@ -132,3 +138,67 @@ def test_a_broken_head_is_refused_by_its_file(data: Path, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"broken\.h5"):
         commands.blend(BlendConfig([str(data / "alone1.h5"), broken], str(tmp_path / "b.h5")))
     assert not (tmp_path / "b.h5").exists()
+
+
+@pytest.mark.parametrize("what", ["mask", "outside"])
+def test_heads_that_were_taught_another_truth_are_refused(what: str, tmp_path: Path) -> None:
+    known = np.where(np.random.default_rng(0).random(TARGET.Y.shape) < 0.3, np.nan, 1)
+    labels = {
+        "mask": np.where(TARGET.Y > 0, 1, known - 1),
+        "outside": Labels(
+            np.array(TARGET.ids),
+            np.array(synthetic.CLASSES),
+            csr_matrix(TARGET.Y),
+            known=np.ones(120, bool),
+            outside=np.full(120, 3),
+        ),
+    }[what]
+    paths = []
+    for name, its in (("plain", TARGET.Y), (what, labels)):
+        cache = synthetic.write(tmp_path / f"{name}.h5", TARGET, shifted=True, labels=its)
+        paths.append(str(tmp_path / f"{name}_head.h5"))
+        commands.fit(FitConfig(str(cache.path), paths[-1], dropout="0.1", cv=3))
+    for pair in (paths, paths[::-1]):
+        with pytest.raises(ValueError, match=f"{pair[1]}: was fitted on other labels"):
+            join(pair, open_members(pair))
+        with pytest.raises(ValueError, match=f"{pair[1]}: was fitted on other labels"):
+            compare(*pair)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cv": 1}, "--cv 1: expected 0, or 2 and more"),
+        ({"cv": -3}, "--cv -3"),
+        ({"stop_folds": 1}, "--stop-folds 1"),
+        ({"source_weight": -1.0}, "--source-weight -1: expected a number >= 0"),
+        ({"source_weight": np.nan}, "--source-weight nan"),
+        ({"source_weight": 1.0, "max_source_loss": 0.1}, "no effect beside --max-source-loss"),
+        ({"trade_offs": "0,0.5"}, "--trade-offs has no effect without"),
+        ({"trade_offs": "0.5", "source_weight": 1.0, "method": "simplex"}, "greedy method"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    options: dict[str, Any], message: str, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        commands.blend(BlendConfig(both(data), str(tmp_path / "blend.h5"), **options))
+
+
+def test_scores_are_called_what_they_are(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "blend.h5")
+    assert main(["blend", *both(data), "--out", out, "--source-weight", "3", "--beta", "1"]) == 0
+    stored = synthetic.load_blend(Path(out))
+    source = stored.oof["source"]
+    assert f"on the 120 target and {len(source.ids)} source images" in capsys.readouterr().out
+    entry = read_entry(out)
+    assert entry.beta == 1
+    for domain, told in (("target", entry.score), ("source", entry.source_score)):
+        part = stored.oof[domain]
+        assert told == best_global_threshold(part.proba, part.Y, 1)[1]
+    assert entry.score != stored.blend.score_
+    assert re.search(
+        rf"  F1 +{entry.score:.4f} on the target; {entry.source_score:.4f}", describe(out)
+    )

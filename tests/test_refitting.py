@@ -169,3 +169,15 @@ def test_adapted_models_are_adapted_again(tmp_path: Path) -> None:
     stored = synthetic.load_head(tmp_path / "heads/adapted.h5")
     assert stored.network_id == new.network_id
     assert stored.provenance["cache"] == str(new.path)
+
+
+def test_a_head_of_another_recipe_is_not_taken_for_one_that_is_there(data: Path) -> None:
+    again = str(data / "again")
+    refit(config(data, out=again))
+    old = data / "heads/plain.h5"
+    made = parse_command(load(old).provenance["command"], "fit", FitConfig)
+    commands.fit(replace(made, dropout="0.5", overwrite=True))
+    done = refit(config(data, out=again)).sweep
+    assert (done.made, done.present) == ([], ["both.h5"])
+    assert [o.name for o in done.failed] == ["plain.h5"]
+    assert "dropout is 0.1, not 0.5" in str(done.failed[0].error)

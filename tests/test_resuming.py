@@ -175,6 +175,10 @@ def test_a_job_is_known_by_its_files(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
     first = job_of([tmp_path / "a"], False)
     assert first == job_of([str(tmp_path / "a")], False) != job_of([tmp_path / "a"], True)
+    (tmp_path / "b").write_text("1")
+    names = [dict(zip(("amy", "bob"), pair, strict=True)) for pair in (("a", "b"), ("b", "a"))]
+    jobs = [job_of([], False, {n: str(tmp_path / f) for n, f in some.items()}) for some in names]
+    assert jobs[0] != jobs[1]  # the same files, given to other members
     (tmp_path / "a").write_text("12")
     assert job_of([tmp_path / "a"], False) != first
 

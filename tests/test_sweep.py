@@ -309,3 +309,18 @@ def test_a_dask_cluster_makes_the_same_heads(data: Path, tmp_path: Path) -> None
             weights(tmp_path / "many" / name), weights(tmp_path / "out" / name), atol=1e-4
         )
     assert "has no view 'nowhere'" in failing.failed[0].error
+
+
+def test_a_file_of_groups_that_was_corrected_is_noticed(data: Path, tmp_path: Path) -> None:
+    groups = tmp_path / "groups.csv"
+
+    def written(size: int) -> SweepConfig:
+        rows = [f"{name},{i // size}" for i, name in enumerate(TARGET.ids)]
+        groups.write_text("\n".join(["image_id,group", *rows]) + "\n")
+        return config(data, tmp_path, f'cv = 3\ndropout = 0.1\ngroups = "{groups}"')
+
+    assert len(sweep(written(2)).made) == 2
+    assert len(sweep(written(2)).present) == 2
+    done = sweep(written(10))
+    assert (done.made, done.present) == ([], [])
+    assert f"{groups} has been made again since" in str(done.failed[0].error)

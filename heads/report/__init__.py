@@ -53,6 +53,7 @@ def report(config: ReportConfig) -> Path:
     if config.count < 0:
         raise ValueError(f"--count {config.count}: expected at least 0")
     contents = gather(config.content, config.caches)
+    refuse_existing(config.out, config.overwrite, [used.path for used in contents.used])
     try:
         html = page(contents, config.title, config.images, config.count)
     except ModuleNotFoundError as error:

@@ -146,9 +146,7 @@ def gather(path: str, caches: Sequence[str] = ()) -> Contents:
     oof, rule = content.oof["target"], rule_of(content)
     if len(oof.ids) < 2:
         raise ValueError(f"{path}: has one labelled image; a report needs at least two")
-    score = cross_val_fbeta(
-        rule, oof.proba, oof.Y, cv=min(5, len(oof.ids)), mask=oof.mask, missed=oof.missed
-    )
+    score = cross_val_fbeta(rule, oof.proba, oof.Y, cv=min(5, oof.units), **oof.known())
     found = Contents(path, content, models, names, weights, oof, rule, score)
     found.used = _given(caches, oof, models, names) if caches else _recorded(models, names)
     found.source_Y = _source_labels(found)

@@ -97,14 +97,14 @@ def _summary(found: Contents) -> Markup:
     ]
     if found.unadapted is not None:
         before = found.unadapted.fbeta
-        low, high = paired_bootstrap_interval(score.fbeta, before)
+        low, high = paired_bootstrap_interval(score.fbeta, before, groups=oof.groups)
+        its_low, its_high = bootstrap_interval(before, groups=oof.groups)
         origin = "validation images" if found.unadapted.from_source else "these images"
         tiles += [
             _tile(
                 "Without adaptation",
                 f"{before.mean():.3f}",
-                "95 % interval {:.3f} to {:.3f}, ".format(*bootstrap_interval(before))
-                + f"cut chosen on {origin}",
+                f"95 % interval {its_low:.3f} to {its_high:.3f}, cut chosen on {origin}",
             ),
             _tile(
                 "Gain",
@@ -186,6 +186,8 @@ def _models(found: Contents) -> Markup:
     order = np.argsort(-found.weights, kind="stable").tolist()  # the heaviest first
     models = [found.models[m] for m in order]
     facts = [model.provenance for model in models]
+    betas = {float(f.get("beta", found.beta)) for f in facts}
+    measure = f"F{betas.pop():g}" if len(betas) == 1 else "F-beta, each of its own beta,"
     columns: dict[str, list[Any]] = {
         "model": [found.names[m] for m in order],
         "network": [found.network(model) for model in models],
@@ -199,7 +201,7 @@ def _models(found: Contents) -> Markup:
     }
     parts = [
         table(
-            f"The models by themselves; out-of-fold mean F{found.beta:g} at their own best cuts",
+            f"The models by themselves; out-of-fold mean {measure} at their own best cuts",
             columns,
             filterable=len(found.models) > 5,
         )
