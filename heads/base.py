@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.sparse import issparse
@@ -34,6 +34,7 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
     coef_init_: np.ndarray | None
     classes_: np.ndarray
     n_features_in_: int
+    _half: ClassVar[float] = 0.0  # the margin that stands for 1/2 where no calibration says so
 
     def fit(
         self,
@@ -107,7 +108,10 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
 
     def _zero_margin(self) -> float:
         """The margin at which both values of a binary target are equally likely."""
-        return 0.0
+        scaling = getattr(self, "calibration_", None)
+        if scaling is None or scaling.slope <= 0:  # flat, there is no such margin
+            return self._half
+        return -scaling.intercept / scaling.slope
 
     def _check_X(self, X: Any, reset: bool) -> np.ndarray:
         """Features as (n, d) or (n, v, d); their number, and names if any, set or compared."""

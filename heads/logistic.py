@@ -171,7 +171,7 @@ class DropoutLogisticCV(LinearHead):
         Held-out scores at the chosen rate, on the scales of `decision_function`
         and `predict_proba`.
     calibration_ : PlattScaling
-        With "platt" probabilities only.
+        With "platt" probabilities only; of slope >= 0, as of `DropoutRidgeCV`.
 
     Examples
     --------
@@ -247,7 +247,9 @@ class DropoutLogisticCV(LinearHead):
         self.oof_predict_proba_ = chosen.out_of_fold.probability
         if self.probability == "platt":
             margin = self.oof_decision_function_
-            self.calibration_: PlattScaling = fit_platt(margin, data.Y, data.known, data.weight)
+            self.calibration_: PlattScaling = fit_platt(
+                margin, data.Y, data.known, data.weight, rising=True
+            )
             self.oof_predict_proba_ = self.calibration_.transform(margin)
         warn_unconverged(paths.failed, objective, stacklevel=4, where=" at some rate of a fold")
         self.coef_, self.intercept_, self.n_iter_ = fit_logistic(

@@ -522,6 +522,43 @@ def test_probabilities_are_calibrated_scores_on_one_scale() -> None:
     assert abs(P[likely].mean() - Y[likely].mean()) < 0.06
 
 
+@pytest.mark.parametrize("scoring", ["log_loss", "mse", "fbeta"])
+def test_held_out_scores_that_fall_leave_the_base_rate(scoring: str) -> None:
+    """Nearly flat, a held-out score is the mean of the other targets: lowest at positives."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(100, 60)), np.arange(100) % 3 == 0
+    head = DropoutRidgeCV([0.9999], cv="loo", scoring=scoring).fit(X, y)
+    held_out = head.oof_decision_function_[:, 0]
+    assert held_out[y].max() < held_out[~y].min()
+    assert head.calibration_.slope == 0
+    P = head.predict_proba(X)
+    assert_array_equal(P, np.broadcast_to(P[0], P.shape))
+    assert P[0, 1] == pytest.approx(y.mean(), abs=0.01)
+    assert_array_equal(head.oof_predict_proba_, P[:, 1:])
+    assert not head.predict(X).any()
+    several = DropoutRidgeCV([0.9999], cv="loo", scoring=scoring).fit(X, y[:, None])
+    scores = several.decision_function(X)[:, 0]
+    assert_allclose(head.decision_function(X), scores - 0.5, atol=1e-12)
+    assert np.ptp(scores) > 0
+    if scoring == "log_loss":
+        rate = P[0, 1]
+        best = -np.mean(np.where(y, np.log(rate), np.log1p(-rate)))
+        assert head.best_score_ == pytest.approx(best)
+
+
+def test_probabilities_never_fall_with_the_score() -> None:
+    """Of noise, one image held out: the leak is the best log-loss of all if it may be used."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        X, y = rng.normal(size=(60, 40)), rng.random(60) < 0.3
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the best dropout")
+            head = DropoutRidgeCV(cv="loo", scoring="log_loss").fit(X, y)
+        order = np.argsort(head.decision_function(X))
+        assert (np.diff(head.predict_proba(X)[order, 1]) >= 0).all()
+        assert head.best_score_ > 0.4
+
+
 def test_calibration_of_many_scores_is_that_of_each() -> None:
     """Beyond 2^16 scores they are counted in bins."""
     rng = np.random.default_rng(0)
