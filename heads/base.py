@@ -23,6 +23,15 @@ from heads.training import (
 )
 
 
+def label_numbers(n_labels: int) -> np.ndarray:
+    """``classes_`` of a head of several labels; of one column, 0 and 1.
+
+    scikit-learn's scorers take a column for a binary target, and ``classes_[-1]`` for what
+    high scores stand for.
+    """
+    return np.arange(max(2, n_labels))
+
+
 class LinearHead(ClassifierMixin, ShowsResults, ABC):
     """A linear classifier of several labels, each yes or no, or of one binary target.
 
@@ -83,7 +92,7 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
         Y = Y if issparse(Y) else np.asarray(Y)
         if Y.ndim > 1:
             Y, known = check_targets(Y, mask)
-            self.classes_ = np.arange(Y.shape[1])
+            self.classes_ = label_numbers(Y.shape[1])
             self._binary = False
         else:
             Y, self.classes_ = check_binary_target(Y)

@@ -46,7 +46,7 @@ class DropoutRidge(LinearHead):
     ----------
     coef_ : (K, d), intercept_ : (K,)
         float64 if X is, else float32.
-    classes_ : (K,) label numbers, or the two values of a binary target
+    classes_ : (K,) label numbers (0 and 1 of one column), or the two values of a binary target
     coef_init_ : (K, d) or None
         W0 of the fit.
     n_features_in_ : int

@@ -106,6 +106,21 @@ def test_pipelines_and_grid_searches(head: Any) -> None:
     assert search.predict(X).shape == (60, 3)
 
 
+@pytest.mark.parametrize("scoring", ["roc_auc", "average_precision"])
+@pytest.mark.parametrize("head", [DropoutRidge(), DropoutLogistic()], ids=repr)
+def test_a_column_is_scored_as_a_binary_target_is(head: Any, scoring: str) -> None:
+    X, Y = make()
+    found, expected = (
+        GridSearchCV(head, {"dropout": [0.1, 0.5, 0.9999]}, scoring=scoring, cv=4).fit(X, target)
+        for target in (Y[:, :1], Y[:, 0])
+    )
+    key = "mean_test_score"
+    assert_allclose(found.cv_results_[key], expected.cv_results_[key], atol=1e-12)
+    assert found.best_score_ > 0.8
+    assert_array_equal(found.best_estimator_.classes_, [0, 1])
+    assert found.predict(X).shape == (60, 1)
+
+
 def test_groups_go_through_scikit_learns_splitters() -> None:
     X, Y = make()
     groups = np.arange(60) // 6
