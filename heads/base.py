@@ -75,7 +75,8 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
         coef_init, intercept_init : (K, d) and (K,), optional
             W0 and b0; the weights shrink towards W0.
         mask : (n, K) bool, dense or sparse, optional
-            True marks an *unknown* target, as in numpy.ma.
+            True marks an *unknown* target, as in numpy.ma. (n,) or a column of one
+            binary target.
         y
             Another name of Y, for callers that know scikit-learn's only.
 
@@ -95,8 +96,7 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
             self.classes_ = label_numbers(Y.shape[1])
             self._binary = False
         else:
-            Y, self.classes_ = check_binary_target(Y)
-            known = None if mask is None else ~np.asarray(mask, dtype=bool).reshape(Y.shape)
+            Y, known, self.classes_ = check_binary_target(Y, mask)
             self._binary = True
         data = check_training_set(X, Y, known, sample_weight, groups, coef_init, intercept_init)
         self.coef_init_ = data.coef_init
