@@ -245,6 +245,8 @@ class DropoutLogisticCV(LinearHead):
         self.best_score_, self.cv_results_ = chosen.score, chosen.results
         self.oof_decision_function_ = chosen.out_of_fold.margin
         self.oof_predict_proba_ = chosen.out_of_fold.probability
+        if hasattr(self, "calibration_"):  # of a fit with other parameters
+            del self.calibration_
         if self.probability == "platt":
             margin = self.oof_decision_function_
             self.calibration_: PlattScaling = fit_platt(
