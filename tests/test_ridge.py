@@ -69,6 +69,36 @@ def test_a_fit_is_the_closed_form(n: int, d: int, dropout: float, l2: float, sta
     assert_allclose(head.decision_function(data["X"]), data["X"] @ W.T + b, atol=1e-8)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(("n", "d"), [(3, 50), (10, 11), (20, 300)])
+@pytest.mark.parametrize("twins", [False, True])
+def test_the_limit_of_no_dropout_is_the_pseudo_inverse(
+    n: int, d: int, twins: bool, dtype: type
+) -> None:
+    """Rows far from zero: neither their mean nor equal rows of other weights are data."""
+    rng = np.random.default_rng(n)
+    X, Z = (5 + np.abs(rng.normal(size=(rows, d))).astype(dtype) for rows in (n, 20))
+    a = rng.choice([0.5, 1, 2.5], n)
+    if twins:
+        X[2], a[1:3] = X[1], (0.7, 2.2)
+    Y = (rng.random((n, 4)) < 0.4).astype(float)
+    Y[0], Y[1] = 1, 0
+    x, z = X.astype(float), Z.astype(float)
+    scale, root = 1 / np.sqrt(a @ x**2), np.sqrt(a)[:, None]
+    mean, centre = np.average(x, axis=0, weights=a), np.average(Y, axis=0, weights=a)
+    design = (x - mean) * scale * root
+    D = scale[:, None] * (np.linalg.pinv(design, rcond=1e-9) @ ((Y - centre) * root))
+    atol = 1e-9 if dtype is np.float64 else 2e-5
+    head = DropoutRidge(0.0).fit(X, Y, sample_weight=a)
+    assert_allclose(head.decision_function(Z), (z - mean) @ D + centre, atol=atol)
+    # And what folds say is what fits without them say.
+    both = np.concatenate([X, Z])
+    folds = [(np.arange(n), np.arange(n, n + 20)), (np.arange(n, n + 20), np.arange(n))]
+    truth, weight = np.concatenate([Y, np.eye(20, 4)]), np.concatenate([a, np.ones(20)])
+    held_out = DropoutRidgeCV([0.0], cv=folds, scoring="mse").fit(both, truth, sample_weight=weight)
+    assert_allclose(held_out.oof_decision_function_[n:], head.decision_function(Z), atol=atol)
+
+
 def test_the_objective_is_the_expectation_over_dropout() -> None:
     """Monte-Carlo dropout: the minimum of the noisy loss is ours, and no neighbour is better."""
     data = make(30, 4, n_labels=1)
