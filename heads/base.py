@@ -65,8 +65,8 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
             float16, float32 (computed in float32) or float64, memory-mapped or
             not. With views, each view of an image trains with weight a_i / v.
         Y : (n, K) dense or sparse, or (n,)
-            Targets in [0, 1], NaN (dense) where unknown; or one binary target,
-            whose two values may be anything.
+            Targets in [0, 1], NaN (dense) or masked (numpy.ma) where unknown; or
+            one binary target, whose two values may be anything.
         sample_weight : (n,), optional
             a_i >= 0.
         groups : (n,), optional
@@ -90,7 +90,7 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
                 f"{type(self).__name__} requires y to be passed, but the target y is None"
             )
         X = self._check_X(X, reset=True)
-        Y = Y if issparse(Y) else np.asarray(Y)
+        Y = Y if issparse(Y) else np.asanyarray(Y)  # which leaves a masked array its mask
         if Y.ndim > 1:
             Y, known = check_targets(Y, mask)
             self.classes_ = label_numbers(Y.shape[1])

@@ -16,7 +16,7 @@ from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import assert_all_finite
 
-from heads.inputs import Matrix, check_weights
+from heads.inputs import Matrix, check_weights, split_masked
 
 _CHUNK_BYTES = 1 << 25  # converted features that are held at once
 
@@ -258,7 +258,7 @@ def check_targets(Y: Any, mask: Any) -> tuple[np.ndarray, np.ndarray | None]:
 
     Parameters
     ----------
-    Y : (n, K) dense or sparse, in [0, 1]; NaN (dense) is unknown
+    Y : (n, K) dense or sparse, in [0, 1]; NaN (dense) or masked (numpy.ma) is unknown
     mask : (n, K) bool, dense or sparse, or None
         True marks an *unknown* target, as in numpy.ma.
 
@@ -267,9 +267,7 @@ def check_targets(Y: Any, mask: Any) -> tuple[np.ndarray, np.ndarray | None]:
     Y : (n, K) float32 or float64
     known : (n, K) bool, or None if all are
     """
-    if issparse(Y):
-        Y = Y.toarray()
-    Y = np.asarray(Y)
+    Y, hidden = split_masked(Y.toarray() if issparse(Y) else Y)
     if Y.ndim != 2 or Y.dtype.kind not in "biuf":
         raise ValueError(
             f"Y has shape {Y.shape}, dtype {Y.dtype}; expected (n, K) numbers in [0, 1]"
@@ -277,10 +275,11 @@ def check_targets(Y: Any, mask: Any) -> tuple[np.ndarray, np.ndarray | None]:
     if Y.dtype.kind != "f" or Y.dtype.itemsize < 4:
         Y = Y.astype(np.float32)
     unknown = np.isnan(Y)
-    some = bool(unknown.any())
+    if hidden is not None:
+        unknown |= hidden
     if mask is not None:
         unknown |= _check_mask(mask, Y.shape)
-        some = bool(unknown.any())
+    some = bool(unknown.any())
     if some:
         Y = np.where(unknown, 0, Y).astype(Y.dtype, copy=False)
     wrong = (Y < 0) | (Y > 1)
@@ -321,12 +320,13 @@ def check_binary_target(y: Any, mask: Any) -> tuple[np.ndarray, np.ndarray | Non
     ValueError
         If y is not one of two classes, in the words that scikit-learn uses.
     """
+    y, hidden = split_masked(y)
     y = column_or_1d(y)
-    known = None
+    unknown = np.zeros(y.shape, bool) if hidden is None else hidden
     if mask is not None:
         column = np.ndim(mask) == 2  # of a sparse matrix, too
-        unknown = _check_mask(mask, (len(y), 1) if column else y.shape).reshape(-1)
-        known = ~unknown if unknown.any() else None
+        unknown = unknown | _check_mask(mask, (len(y), 1) if column else y.shape).reshape(-1)
+    known = ~unknown if unknown.any() else None
     seen = y
     if known is not None and len(np.unique(y[known])) > 1:
         seen = y[known]  # what is unknown need not be one of the classes

@@ -107,6 +107,8 @@ def test_unknown_values_of_a_binary_target_are_left_out(head: Any) -> None:
         again = clone(head).fit(X, np.where(mask, filler, y), mask=mask)
         assert_array_equal(again.coef_, fitted.coef_)
         assert_array_equal(again.classes_, [0, 1])
+    again = clone(head).fit(X, np.ma.masked_array(np.where(mask, -7, y), mask))
+    assert_array_equal(again.coef_, fitted.coef_)
     hidden = clone(head).fit(X, y, mask=y == 1)  # both values are named, one is never known
     assert np.isfinite(hidden.predict_proba(X)).all()
     assert hidden.predict_proba(X)[:, 1].max() < 0.1

@@ -241,7 +241,7 @@ def test_weights_are_repeated_rows(n: int, d: int) -> None:
 
 
 @pytest.mark.parametrize(("n", "d"), [(40, 6), (12, 30)])
-@pytest.mark.parametrize("how", ["nan", "mask", "sparse mask"])
+@pytest.mark.parametrize("how", ["nan", "mask", "sparse mask", "masked array", "both"])
 def test_an_unknown_target_is_a_deleted_row_of_that_label(n: int, d: int, how: str) -> None:
     data = make(n, d)
     hidden = np.random.default_rng(2).random(data["Y"].shape) < 0.25
@@ -250,6 +250,13 @@ def test_an_unknown_target_is_a_deleted_row_of_that_label(n: int, d: int, how: s
     Y = data.pop("Y")
     if how == "nan":
         head = DropoutRidge(0.5).fit(Y=np.where(hidden, np.nan, Y), **data)
+    elif how == "masked array":  # of some type whose hidden values are anything
+        masked = np.ma.masked_array(np.where(hidden, 7, Y).astype(np.int8), hidden)
+        head = DropoutRidge(0.5).fit(Y=masked, **data)
+    elif how == "both":
+        some = np.random.default_rng(3).random(Y.shape) < 0.5
+        masked = np.ma.masked_array(Y, hidden & some)
+        head = DropoutRidge(0.5).fit(Y=masked, mask=hidden & ~some, **data)
     else:
         mask = hidden if how == "mask" else csr_matrix(hidden)
         head = DropoutRidge(0.5).fit(Y=Y, mask=mask, **data)
