@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.sparse import issparse
@@ -23,6 +23,15 @@ from heads.training import (
 )
 
 
+def label_numbers(n_labels: int) -> np.ndarray:
+    """``classes_`` of a head of several labels; of one column, 0 and 1.
+
+    scikit-learn's scorers take a column for a binary target, and ``classes_[-1]`` for what
+    high scores stand for.
+    """
+    return np.arange(max(2, n_labels))
+
+
 class LinearHead(ClassifierMixin, ShowsResults, ABC):
     """A linear classifier of several labels, each yes or no, or of one binary target.
 
@@ -34,6 +43,7 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
     coef_init_: np.ndarray | None
     classes_: np.ndarray
     n_features_in_: int
+    _half: ClassVar[float] = 0.0  # the margin that stands for 1/2 where no calibration says so
 
     def fit(
         self,
@@ -55,8 +65,8 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
             float16, float32 (computed in float32) or float64, memory-mapped or
             not. With views, each view of an image trains with weight a_i / v.
         Y : (n, K) dense or sparse, or (n,)
-            Targets in [0, 1], NaN (dense) where unknown; or one binary target,
-            whose two values may be anything.
+            Targets in [0, 1], NaN (dense) or masked (numpy.ma) where unknown; or
+            one binary target, whose two values may be anything.
         sample_weight : (n,), optional
             a_i >= 0.
         groups : (n,), optional
@@ -65,7 +75,8 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
         coef_init, intercept_init : (K, d) and (K,), optional
             W0 and b0; the weights shrink towards W0.
         mask : (n, K) bool, dense or sparse, optional
-            True marks an *unknown* target, as in numpy.ma.
+            True marks an *unknown* target, as in numpy.ma. (n,) or a column of one
+            binary target.
         y
             Another name of Y, for callers that know scikit-learn's only.
 
@@ -79,14 +90,13 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
                 f"{type(self).__name__} requires y to be passed, but the target y is None"
             )
         X = self._check_X(X, reset=True)
-        Y = Y if issparse(Y) else np.asarray(Y)
+        Y = Y if issparse(Y) else np.asanyarray(Y)  # which leaves a masked array its mask
         if Y.ndim > 1:
             Y, known = check_targets(Y, mask)
-            self.classes_ = np.arange(Y.shape[1])
+            self.classes_ = label_numbers(Y.shape[1])
             self._binary = False
         else:
-            Y, self.classes_ = check_binary_target(Y)
-            known = None if mask is None else ~np.asarray(mask, dtype=bool).reshape(Y.shape)
+            Y, known, self.classes_ = check_binary_target(Y, mask)
             self._binary = True
         data = check_training_set(X, Y, known, sample_weight, groups, coef_init, intercept_init)
         self.coef_init_ = data.coef_init
@@ -107,7 +117,10 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
 
     def _zero_margin(self) -> float:
         """The margin at which both values of a binary target are equally likely."""
-        return 0.0
+        scaling = getattr(self, "calibration_", None)
+        if scaling is None or scaling.slope <= 0:  # flat, there is no such margin
+            return self._half
+        return -scaling.intercept / scaling.slope
 
     def _check_X(self, X: Any, reset: bool) -> np.ndarray:
         """Features as (n, d) or (n, v, d); their number, and names if any, set or compared."""

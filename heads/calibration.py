@@ -57,6 +57,7 @@ class PlattCalibration(BaseEstimator):
 
     Notes
     -----
+    A slope may be negative: probabilities whose order the truth contradicts are turned round.
     A label without positives, and with fewer than 0.1 expected, has the shared map. O(n) a label
     and Newton step. Platt (1999); Guo, Pleiss, Sun and Weinberger (2017) for temperature.
     """

@@ -195,7 +195,8 @@ def _score(P: np.ndarray, Y: Any, mask: Any, beta: float) -> float:
 def _stack(Y: Any, Y_val: Any) -> Any:
     if issparse(Y) or issparse(Y_val):
         return csr_matrix(vstack([csr_matrix(Y), csr_matrix(Y_val)]))
-    return np.concatenate([Y, Y_val])
+    masked = np.ma.is_masked(Y) or np.ma.is_masked(Y_val)  # which numpy's own would drop
+    return np.ma.concatenate([Y, Y_val]) if masked else np.concatenate([Y, Y_val])
 
 
 def _joined_masks(mask: Any, source_mask: Any, Y: Any, Y_val: Any) -> np.ndarray | None:

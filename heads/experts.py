@@ -159,7 +159,7 @@ class Rows:
         X = check_features(X, estimator)
         X = X if X.ndim == 3 else X[:, None]
         dtype = np.float64 if X.dtype == np.float64 else np.float32
-        targets, known = check_targets(Y if hasattr(Y, "toarray") else np.asarray(Y), mask)
+        targets, known = check_targets(Y, mask)
         if len(targets) != len(X):
             raise ValueError(f"Y has {len(targets)} rows, but X has {len(X)}")
         dense = np.array(targets, dtype)

@@ -1,14 +1,14 @@
 """What scores, truth, masks and weights must look like; they are refused or made uniform here.
 
 Truth Y is (n, K), dense or sparse, {0, 1}. An entry is unknown where `mask` is
-True (as in numpy.ma) or a dense Y is NaN.
+True (as in numpy.ma), a dense Y is NaN, or a masked array of numpy.ma is masked.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from scipy.sparse import csr_matrix, issparse
@@ -99,7 +99,7 @@ def check_truth(
     Parameters
     ----------
     Y : (n, K), dense or sparse
-        Truth in {0, 1}, or in [0, 1] if `soft`; NaN (dense) is unknown.
+        Truth in {0, 1}, or in [0, 1] if `soft`; NaN (dense) or masked (numpy.ma) is unknown.
     mask : (n, K), dense or sparse, or None
         True where the entry is unknown.
     shape : (int, int), optional
@@ -117,10 +117,12 @@ def check_truth(
         raise ValueError("Y is None; give the true labels, (n, K)")
     unknown = None if mask is None else check_boolean(mask, "mask")
     if not issparse(Y):
-        Y = np.asarray(Y)
+        Y, missing = split_masked(Y)
         if Y.ndim != 2:
             raise ValueError(f"Y has shape {Y.shape}; expected (n, K)")
-        if Y.dtype.kind == "f" and (missing := np.isnan(Y)).any():
+        if Y.dtype.kind == "f" and (nan := np.isnan(Y)).any():
+            missing = nan if missing is None else missing | nan
+        if missing is not None:
             unknown = _either(missing, unknown)
             Y = np.where(missing, 0, Y)
     if shape is not None and Y.shape != shape:
@@ -140,6 +142,14 @@ def check_truth(
             f"Y is {truth.data[wrong.argmax()]} at row {row}, label {label}; expected {expected}"
         )
     return without(truth, unknown), unknown
+
+
+def split_masked(Y: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """Y as an array, and where it is masked if it is a masked array of numpy.ma; None: nowhere.
+
+    Its masked entries are as unknown as those of `mask`; numpy's own conversion drops them.
+    """
+    return np.asarray(Y), np.ma.getmaskarray(Y) if np.ma.is_masked(Y) else None
 
 
 def without(matrix: csr_matrix, unknown: Matrix | None) -> csr_matrix:

@@ -69,7 +69,7 @@ class DropoutLogistic(LinearHead):
     ----------
     coef_ : (K, d), intercept_ : (K,)
         float64 if X is, else float32.
-    classes_ : (K,) label numbers, or the two values of a binary target
+    classes_ : (K,) label numbers (0 and 1 of one column), or the two values of a binary target
     coef_init_ : (K, d) or None
         W0 of the fit.
     dropout_ : float
@@ -171,7 +171,7 @@ class DropoutLogisticCV(LinearHead):
         Held-out scores at the chosen rate, on the scales of `decision_function`
         and `predict_proba`.
     calibration_ : PlattScaling
-        With "platt" probabilities only.
+        With "platt" probabilities only; of slope >= 0, as of `DropoutRidgeCV`.
 
     Examples
     --------
@@ -245,9 +245,13 @@ class DropoutLogisticCV(LinearHead):
         self.best_score_, self.cv_results_ = chosen.score, chosen.results
         self.oof_decision_function_ = chosen.out_of_fold.margin
         self.oof_predict_proba_ = chosen.out_of_fold.probability
+        if hasattr(self, "calibration_"):  # of a fit with other parameters
+            del self.calibration_
         if self.probability == "platt":
             margin = self.oof_decision_function_
-            self.calibration_: PlattScaling = fit_platt(margin, data.Y, data.known, data.weight)
+            self.calibration_: PlattScaling = fit_platt(
+                margin, data.Y, data.known, data.weight, rising=True
+            )
             self.oof_predict_proba_ = self.calibration_.transform(margin)
         warn_unconverged(paths.failed, objective, stacklevel=4, where=" at some rate of a fold")
         self.coef_, self.intercept_, self.n_iter_ = fit_logistic(

@@ -19,9 +19,9 @@ _BLOCK = 1 << 18  # probabilities that are looked at at once
 class PlattScaling:
     """P = sigma(slope s + intercept), one map for all labels.
 
-    One map keeps the order of all scores, so that a rare label, whose own slope
-    would rest on one or two positives, is no worse off than a frequent one, and
-    no threshold rule on scores changes its answer.
+    One map keeps the order of all scores where the slope is positive, so that a rare
+    label, whose own slope would rest on one or two positives, is no worse off than a
+    frequent one, and no threshold rule on scores changes its answer.
 
     Attributes
     ----------
@@ -50,6 +50,7 @@ def fit_platt(
     known: np.ndarray | None,
     weight: np.ndarray,
     intercept: bool = True,
+    rising: bool = False,
 ) -> PlattScaling:
     """Maximum likelihood of the map, smoothed as in Platt (1999).
 
@@ -61,6 +62,10 @@ def fit_platt(
     weight : (n,)
     intercept : bool
         False: 0 (temperature scaling, where scores are logits).
+    rising : bool
+        The best map of slope >= 0. Scores of a head need it: nearly flat, each is almost
+        the mean of the targets that it was trained on, and leaving out a positive lowers
+        that mean, so that held-out scores fall where the head knows nothing.
 
     Notes
     -----
@@ -77,14 +82,17 @@ def fit_platt(
             (scores[at], Y[at], weight[at, None] * (1.0 if known is None else known[at]))
             for at in (slice(start, start + rows) for start in range(0, len(scores), rows))
         )
-        return best_platt(*binned(parts, float(scores.min()), float(scores.max())), intercept)
+        counted = binned(parts, float(scores.min()), float(scores.max()))
+        return best_platt(*counted, intercept, rising)
     a = np.broadcast_to(weight[:, None] * (1.0 if known is None else known), scores.shape)
     used = a > 0
     s, y, a = scores[used].astype(np.float64), Y[used].astype(np.float64), a[used]
-    return best_platt(s, y, a, intercept)
+    return best_platt(s, y, a, intercept, rising)
 
 
-def best_platt(s: np.ndarray, y: np.ndarray, a: np.ndarray, intercept: bool = True) -> PlattScaling:
+def best_platt(
+    s: np.ndarray, y: np.ndarray, a: np.ndarray, intercept: bool = True, rising: bool = False
+) -> PlattScaling:
     """:func:`fit_platt` of scores s, targets y and weights a > 0, each (N,) float64."""
     if not len(s):  # nothing is known, say in a fold: scores are taken for logits
         return PlattScaling(1.0, 0.0)
@@ -98,12 +106,12 @@ def best_platt(s: np.ndarray, y: np.ndarray, a: np.ndarray, intercept: bool = Tr
     if not spread > 1e-12 * max(1.0, abs(centre)):
         return PlattScaling(0.0, start)
     z = (s - centre) / spread
-    if not intercept:
-        (slope,) = _newton(z[None], y, a, np.zeros(1))
-        return PlattScaling(float(slope) / spread, 0.0)
-    theta = _newton(np.stack([z, np.ones_like(z)]), y, a, np.array([0.0, start]))
+    ones = np.ones((int(intercept), len(z)))
+    theta = _newton(np.vstack([z, ones]), y, a, np.array([0.0, start])[: 1 + len(ones)])
     slope = float(theta[0]) / spread
-    return PlattScaling(slope, float(theta[1] - slope * centre))
+    if rising and slope < 0:  # the loss is convex: the best slope >= 0 is 0
+        return PlattScaling(0.0, start)
+    return PlattScaling(slope, float(theta[1] - slope * centre) if intercept else 0.0)
 
 
 def binned(

@@ -46,7 +46,7 @@ class DropoutRidge(LinearHead):
     ----------
     coef_ : (K, d), intercept_ : (K,)
         float64 if X is, else float32.
-    classes_ : (K,) label numbers, or the two values of a binary target
+    classes_ : (K,) label numbers (0 and 1 of one column), or the two values of a binary target
     coef_init_ : (K, d) or None
         W0 of the fit.
     n_features_in_ : int
@@ -62,6 +62,8 @@ class DropoutRidge(LinearHead):
     calibrates. For a binary target `decision_function` is the score minus 1/2.
     """
 
+    _half = 0.5
+
     def __init__(self, dropout: float = 0.5, l2: float = 0.0, min_positives: int = 1) -> None:
         self.dropout = dropout
         self.l2 = l2
@@ -71,9 +73,6 @@ class DropoutRidge(LinearHead):
         rho = rho_from_dropout(check_dropout(self.dropout))
         model = fit_whole(data, check_l2(self.l2), self.min_positives)
         self.coef_, self.intercept_ = model.coefficients(rho)
-
-    def _zero_margin(self) -> float:
-        return 0.5
 
     def _probability(self, X: np.ndarray) -> np.ndarray:
         return np.clip(self._margin(X), 0, 1)
@@ -122,7 +121,9 @@ class DropoutRidgeCV(LinearHead):
         Held-out scores at the chosen rate, on the scale of `decision_function`
         (before 1/2 is taken off for a binary target) and `predict_proba`.
     calibration_ : PlattScaling
-        The map from scores to probabilities, fitted on the held-out scores.
+        The map from scores to probabilities, fitted on the held-out scores, of slope >= 0:
+        where a falling one fits best, all probabilities are the base rate. A binary
+        target's `decision_function` is then the score minus 1/2, whatever `predict` says.
 
     Notes
     -----
@@ -140,6 +141,8 @@ class DropoutRidgeCV(LinearHead):
     >>> head.predict_proba(X[:4]).shape
     (4, 3)
     """
+
+    _half = 0.5
 
     def __init__(
         self,
@@ -164,8 +167,11 @@ class DropoutRidgeCV(LinearHead):
     def _fit(self, data: TrainingSet) -> None:
         search = Search.checked(self.dropouts, self.scoring, self.beta, self.per_label)
 
+        def scaling(scores: np.ndarray) -> PlattScaling:
+            return fit_platt(scores, data.Y, data.known, data.weight, rising=True)
+
         def calibrate(scores: np.ndarray) -> np.ndarray:
-            return fit_platt(scores, data.Y, data.known, data.weight).transform(scores)
+            return scaling(scores).transform(scores)
 
         with worker_threads() as run:
             folds, evaluate, whole = self._plan(data, search.dropouts, run)
@@ -177,7 +183,7 @@ class DropoutRidgeCV(LinearHead):
         self.dropout_ = chosen.dropout if self.per_label else float(chosen.dropout)
         self.best_score_, self.cv_results_ = chosen.score, chosen.results
         scores = chosen.out_of_fold.margin
-        self.calibration_: PlattScaling = fit_platt(scores, data.Y, data.known, data.weight)
+        self.calibration_: PlattScaling = scaling(scores)
         self.oof_decision_function_ = scores
         self.oof_predict_proba_ = self.calibration_.transform(scores)
 
@@ -199,10 +205,6 @@ class DropoutRidgeCV(LinearHead):
         fits = fit_folds(data, folds, l2, self.min_positives, run)
         scores = FoldScores(data, fits, dropouts, run)
         return folds, scores, lambda: fit_whole(data, l2, self.min_positives, fits)
-
-    def _zero_margin(self) -> float:
-        slope, intercept = self.calibration_.slope, self.calibration_.intercept
-        return -intercept / slope if slope > 0 else 0.0
 
     def _probability(self, X: np.ndarray) -> np.ndarray:
         return self.calibration_.transform(self._margin(X))

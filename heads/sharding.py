@@ -28,7 +28,7 @@ import numpy as np
 from scipy.sparse import issparse
 
 from heads.dropout import check_dropout, check_l2, rho_from_dropout
-from heads.inputs import check_weights
+from heads.inputs import check_weights, split_masked
 from heads.moments import Moments
 from heads.systems import FeatureSystem
 
@@ -127,12 +127,14 @@ def _rows(number: int, shard: Shard) -> tuple[np.ndarray, np.ndarray, np.ndarray
     """Rows of all views, their targets and weights, checked."""
     X, Y, weight = shard()
     X = np.asarray(X)
-    T = Y.toarray() if issparse(Y) else np.asarray(Y)
+    T, hidden = split_masked(Y.toarray() if issparse(Y) else Y)
     if X.ndim not in (2, 3) or T.ndim != 2 or len(X) != len(T):
         raise ValueError(
             f"shard {number} gives X {X.shape} and Y {T.shape}; expected (n, d) or (n, v, d) and "
             "(n, K)"
         )
+    if hidden is not None:
+        raise ValueError(f"shard {number}: Y is masked; give rows whose targets are all known")
     dtype = np.float64 if X.dtype == np.float64 else np.float32
     views = 1 if X.ndim == 2 else X.shape[1]
     a = check_weights(weight, len(X)) / views

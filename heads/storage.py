@@ -4,12 +4,11 @@ HDF5, no pickle. A group (the whole file of a head, ``/models/0`` ... of a blend
 
 ==============================  ====================================================
 attribute ``kind``, ``format``  "head" or "blend"; version of this table
-attribute ``estimator``         class, its parameters, its scalar fitted values (JSON)
+attribute ``estimator``,        class, parameters, fitted values of the head
+``/fitted``, ``/cv``            (:mod:`heads.stored_estimators`)
 ``/classes/id``, ``name``       (K,) utf-8
 ``/coef/rows``, ``/values``     the rows of ``coef_`` that differ from W0, and their numbers
 ``/coef_init``                  W0 in full, unless attribute ``network_id`` refers to it
-``/fitted/...``                 other fitted arrays (``intercept_`` ...)
-``/cv/...``                     the table of the cross-validation
 ``/oof/DOMAIN/ids``, ``proba``  out-of-fold probabilities of each domain, and what is true
                                 (``indptr``, ``indices``, ``missed``, maybe ``mask``)
 attribute ``given``             instead of ``estimator``, ``coef``: name and hash of a file of
@@ -36,22 +35,15 @@ import numpy as np
 
 from featcache.atomic import replacing
 from heads.blending import Blend
-from heads.calibration import PlattScaling
 from heads.decisions import Decision
 from heads.domain_heads import AdaptedModel
 from heads.given import GivenScores
-from heads.logistic import DropoutLogistic, DropoutLogisticCV
-from heads.ridge import DropoutRidge, DropoutRidgeCV
 from heads.stored_adaptation import read_adapted, write_adapted
 from heads.stored_decisions import plain_params, plain_value, read_decision, write_decision
+from heads.stored_estimators import read_estimator, write_estimator
 from heads.stored_scores import OutOfFold, put_strings, read_oof, strings, write_oof
 
 FORMAT = 2
-ESTIMATORS = {
-    cls.__name__: cls for cls in (DropoutRidge, DropoutRidgeCV, DropoutLogistic, DropoutLogisticCV)
-}
-# Kept in places of their own, or a function of others.
-_APART = frozenset({"coef_", "coef_init_", "cv_results_", "calibration_", "classes_"})
 # Of a blend, where they are.
 _HONEST = ("domains_", "nested_", "nested_score_", "optimism_")
 # What reading a file raises in which something is missing, cut off or of another shape.
@@ -259,33 +251,14 @@ def _write_head(group: h5py.Group, head: Head) -> None:
     elif isinstance(head.estimator, AdaptedModel):
         write_adapted(group.create_group("adapted"), head.estimator)
     else:
-        _write_estimator(group, head)
+        write_estimator(group, head.estimator)
+        group.attrs["by_reference"] = head.by_reference
+        if not head.by_reference and head.estimator.coef_init_ is not None:
+            group["coef_init"] = head.estimator.coef_init_
+        group["coef/rows"], group["coef/values"] = head.changed()
     write_oof(group, head.oof)
     if head.decision is not None:
         write_decision(group.create_group("decision"), head.decision)
-
-
-def _write_estimator(group: h5py.Group, head: Head) -> None:
-    estimator = head.estimator
-    name = type(estimator).__name__
-    if name not in ESTIMATORS:
-        known = [*ESTIMATORS, AdaptedModel.__name__]
-        raise ValueError(f"cannot store a {name}; only {', '.join(known)}")
-    fitted = {k: v for k, v in vars(estimator).items() if k.endswith("_") and k not in _APART}
-    fitted = {k: v for k, v in fitted.items() if not k.startswith("oof_")}
-    scalars = {k: plain_value(v) for k, v in fitted.items() if np.ndim(v) == 0}
-    spec = {"class": name, "params": plain_params(estimator), "fitted": scalars}
-    _put_attributes(group, estimator=spec, by_reference=head.by_reference)
-    for key, value in fitted.items():
-        if np.ndim(value):
-            group[f"fitted/{key}"] = value
-    if getattr(estimator, "calibration_", None) is not None:
-        group.attrs["calibration"] = json.dumps(asdict(estimator.calibration_))
-    for key, value in getattr(estimator, "cv_results_", {}).items():
-        group[f"cv/{key}"] = value
-    if not head.by_reference and estimator.coef_init_ is not None:
-        group["coef_init"] = estimator.coef_init_
-    group["coef/rows"], group["coef/values"] = head.changed()
 
 
 def _read_head(group: h5py.Group, mapped: bool = False, lazy: bool = False) -> Head:
@@ -298,7 +271,7 @@ def _read_head(group: h5py.Group, mapped: bool = False, lazy: bool = False) -> H
     elif "adapted" in group:
         estimator = read_adapted(group["adapted"], len(classes), decision)
     else:
-        estimator = _read_estimator(group, len(classes))
+        estimator = read_estimator(group, len(classes))
     head = Head(
         estimator=estimator,
         classes=classes,
@@ -316,23 +289,6 @@ def _read_head(group: h5py.Group, mapped: bool = False, lazy: bool = False) -> H
         else:
             head._set_coef(rows, values, group["coef_init"][()] if "coef_init" in group else None)
     return head
-
-
-def _read_estimator(group: h5py.Group, n_labels: int) -> Any:
-    """All but its coefficients."""
-    spec = json.loads(group.attrs["estimator"])
-    estimator = ESTIMATORS[spec["class"]](**spec["params"])
-    for key, value in spec["fitted"].items():
-        setattr(estimator, key, value)
-    for key, value in group.get("fitted", {}).items():
-        setattr(estimator, key, value[()])
-    if "calibration" in group.attrs:
-        estimator.calibration_ = PlattScaling(**json.loads(group.attrs["calibration"]))
-    if "cv" in group:
-        estimator.cv_results_ = {key: value[()] for key, value in group["cv"].items()}
-    estimator.classes_ = np.arange(n_labels)
-    estimator._binary = False
-    return estimator
 
 
 # ----------------------------------------------------------------------- blends

@@ -141,11 +141,9 @@ class RowSystem:
         self.mean_x = weight @ X / total
         self.mean_t = (weight @ T / total).astype(T.dtype)
         self.m = second_moments(X, weight)
-        self.root = np.sqrt(weight).astype(X.dtype)
+        self.weight, self.root = weight, np.sqrt(weight).astype(X.dtype)
         self.unit = np.sqrt(weight / total)  # the direction that the intercept takes out
-        mean = self.mean_x.astype(X.dtype)
-        self.rows = (X - mean) * self.root[:, None]
-        self.test = None if test is None else test - mean
+        self.X, self.test = X, test
         self.targets = (T - self.mean_t) * self.root[:, None]
         self._made: _Scaled | None = None
 
@@ -154,18 +152,22 @@ class RowSystem:
         name, shape, size = _penalty(self.m, rho, self.l2)
         made = self._made
         if made is None or made.name != name:
-            made = self._make(name, shape, self.rows.dtype)
+            made = self._make(name, shape, self.X.dtype)
         if made.gram.dtype == np.float32 and made.rounding > _SAFE * size:
             made = self._make(name, shape, np.dtype(np.float64))
         self._made = made
         return made, _Factor(made.gram, size)
 
     def _make(self, name: str | float, shape: np.ndarray, dtype: np.dtype[Any]) -> _Scaled:
-        scale = inverse_root(shape)
-        rows = self.rows.astype(dtype, copy=False) * scale.astype(dtype)
+        # Centred in that very type: what float32 leaves along the intercept's direction, or
+        # between equal rows of different weights, float64 would take for a direction of data.
+        scale, mean = inverse_root(shape), self.mean_x.astype(dtype)
+        rows = self.X.astype(dtype, copy=False) - mean
+        rows *= np.sqrt(self.weight).astype(dtype)[:, None]
+        rows *= scale.astype(dtype)
         cross = None
         if self.test is not None:
-            cross = (self.test.astype(dtype, copy=False) * scale.astype(dtype)) @ rows.T
+            cross = ((self.test.astype(dtype, copy=False) - mean) * scale.astype(dtype)) @ rows.T
         gram = rows @ rows.T
         return _Scaled(name, scale, rows, gram, cross, _rounding(gram))
 

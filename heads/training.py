@@ -16,7 +16,7 @@ from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import assert_all_finite
 
-from heads.inputs import Matrix, check_weights
+from heads.inputs import Matrix, check_weights, split_masked
 
 _CHUNK_BYTES = 1 << 25  # converted features that are held at once
 
@@ -258,7 +258,7 @@ def check_targets(Y: Any, mask: Any) -> tuple[np.ndarray, np.ndarray | None]:
 
     Parameters
     ----------
-    Y : (n, K) dense or sparse, in [0, 1]; NaN (dense) is unknown
+    Y : (n, K) dense or sparse, in [0, 1]; NaN (dense) or masked (numpy.ma) is unknown
     mask : (n, K) bool, dense or sparse, or None
         True marks an *unknown* target, as in numpy.ma.
 
@@ -267,9 +267,7 @@ def check_targets(Y: Any, mask: Any) -> tuple[np.ndarray, np.ndarray | None]:
     Y : (n, K) float32 or float64
     known : (n, K) bool, or None if all are
     """
-    if issparse(Y):
-        Y = Y.toarray()
-    Y = np.asarray(Y)
+    Y, hidden = split_masked(Y.toarray() if issparse(Y) else Y)
     if Y.ndim != 2 or Y.dtype.kind not in "biuf":
         raise ValueError(
             f"Y has shape {Y.shape}, dtype {Y.dtype}; expected (n, K) numbers in [0, 1]"
@@ -277,15 +275,11 @@ def check_targets(Y: Any, mask: Any) -> tuple[np.ndarray, np.ndarray | None]:
     if Y.dtype.kind != "f" or Y.dtype.itemsize < 4:
         Y = Y.astype(np.float32)
     unknown = np.isnan(Y)
-    some = bool(unknown.any())
+    if hidden is not None:
+        unknown |= hidden
     if mask is not None:
-        mask = np.asarray(mask.toarray() if issparse(mask) else mask)
-        if mask.dtype != bool or mask.shape != Y.shape:
-            raise ValueError(
-                f"mask has shape {mask.shape}, dtype {mask.dtype}; expected {Y.shape} bool"
-            )
-        unknown |= mask
-        some = bool(unknown.any())
+        unknown |= _check_mask(mask, Y.shape)
+    some = bool(unknown.any())
     if some:
         Y = np.where(unknown, 0, Y).astype(Y.dtype, copy=False)
     wrong = (Y < 0) | (Y > 1)
@@ -297,26 +291,60 @@ def check_targets(Y: Any, mask: Any) -> tuple[np.ndarray, np.ndarray | None]:
     return Y, ~unknown if some else None
 
 
-def check_binary_target(y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """A 1-D target of two classes as (n, 1) of zeros and ones, and the two classes.
+def _check_mask(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """A mask, dense or sparse, as a bool array of this shape."""
+    mask = np.asarray(mask.toarray() if issparse(mask) else mask)
+    if mask.dtype != bool or mask.shape != shape:
+        raise ValueError(f"mask has shape {mask.shape}, dtype {mask.dtype}; expected {shape} bool")
+    return mask
+
+
+def check_binary_target(y: Any, mask: Any) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """A 1-D target of two classes as (n, 1) of zeros and ones.
+
+    Parameters
+    ----------
+    y : (n,)
+    mask : (n,) or (n, 1) bool, the latter dense or sparse, or None
+        True marks an *unknown* target.
+
+    Returns
+    -------
+    Y : (n, 1) float32
+        Zero where unknown.
+    known : (n, 1) bool, or None if all are
+    classes : (2,)
 
     Raises
     ------
     ValueError
         If y is not one of two classes, in the words that scikit-learn uses.
     """
+    y, hidden = split_masked(y)
     y = column_or_1d(y)
-    assert_all_finite(y, input_name="y")
-    check_classification_targets(y)
-    kind = type_of_target(y, input_name="y", raise_unknown=True)
+    unknown = np.zeros(y.shape, bool) if hidden is None else hidden
+    if mask is not None:
+        column = np.ndim(mask) == 2  # of a sparse matrix, too
+        unknown = unknown | _check_mask(mask, (len(y), 1) if column else y.shape).reshape(-1)
+    known = ~unknown if unknown.any() else None
+    seen = y
+    if known is not None and len(np.unique(y[known])) > 1:
+        seen = y[known]  # what is unknown need not be one of the classes
+    assert_all_finite(seen, input_name="y")
+    check_classification_targets(seen)
+    kind = type_of_target(seen, input_name="y", raise_unknown=True)
     if kind != "binary":
         raise ValueError(
             f"Only binary classification is supported. The type of the target is {kind}."
         )
-    classes, code = np.unique(y, return_inverse=True)
+    classes = np.unique(seen)
     if len(classes) < 2:
         raise ValueError(
             "A binary target needs samples of at least 2 classes in the data, but the data "
             f"contains only one class: {classes[0]}"
         )
-    return code.reshape(-1, 1).astype(np.float32), classes
+    positive = y == classes[1]
+    if known is not None:
+        positive &= known
+    column_known = None if known is None else known[:, None]
+    return positive[:, None].astype(np.float32), column_known, classes

@@ -130,9 +130,11 @@ def test_unknown_labels_may_be_nan_or_masked() -> None:
         Adaptation(experts=QUICK, calibration=SHARED).fit(
             X, STAGE_1.Y, (X_VAL, SOURCE.Y), W0, B0, mask=mask
         ),
+        fitted(np.ma.masked_array(STAGE_1.Y, mask)),
     ]
     proba = [h.for_domain(X_TEST).predict_proba(X_TEST) for h in heads]
-    np.testing.assert_array_equal(*proba)
+    np.testing.assert_array_equal(proba[0], proba[1])
+    np.testing.assert_array_equal(proba[0], proba[2])
     assert np.isfinite(proba[0]).all()
     # What is unknown must not be known after all.
     other = fitted(np.where(mask, np.nan, STAGE_1.Y))

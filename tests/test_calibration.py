@@ -317,6 +317,36 @@ def test_a_temperature_of_raw_logits_is_the_best_one():
     assert found.slope == pytest.approx(1 / 3, rel=0.06)
 
 
+@pytest.mark.parametrize("labels", [2, 700])  # each score by itself, and counted in bins
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_rising_map_is_the_best_of_those_that_do_not_fall(labels, turn):
+    rng = np.random.default_rng(14)
+    margin = rng.normal(-1, 2, (100, labels))
+    Y = (rng.random(margin.shape) < expit(margin)).astype(float)
+    weight = rng.uniform(0.5, 2, len(Y))
+    free = fit_platt(turn * margin, Y, None, weight)
+    found = fit_platt(turn * margin, Y, None, weight, rising=True)
+    assert free.slope * turn > 0.5
+    if turn == 1:
+        assert found == free
+        return
+    positives, total = weight @ Y.sum(axis=1), weight.sum() * labels
+    high, low = (positives + 1) / (positives + 2), 1 / (total - positives + 2)
+    rate = (positives * high + (total - positives) * low) / total
+    assert found.slope == 0
+    assert expit(found.intercept) == pytest.approx(rate, rel=1e-9)
+    target = np.where(Y, high, low)
+
+    def loss(slope, intercept):
+        t = slope * turn * margin + intercept
+        return weight @ (np.logaddexp(0, t) - target * t).sum(axis=1)
+
+    best = loss(found.slope, found.intercept)
+    for slope in (0, 1e-3, 0.1):
+        for shift in (-0.1, -1e-3, 0, 1e-3, 0.1):
+            assert loss(slope, found.intercept + shift) >= best - 1e-9 * best
+
+
 def test_it_is_an_estimator():
     calibration = PlattCalibration("temperature", (1, 2), cv=3, random_state=4)
     assert clone(calibration).get_params() == {

@@ -254,9 +254,18 @@ def test_unknown_targets_do_not_count(which: str, head: Any, domains: Domains) -
         source=(domains.X_val, csr_matrix(source_flipped)),
         **{key: csr_matrix(value) for key, value in options.items()},
     )
-    np.testing.assert_array_equal(other.estimator_.coef_, one.estimator_.coef_)
-    for key, values in one.pareto_.items():
-        np.testing.assert_array_equal(other.pareto_[key], values)
+    masked = TwoDomainCV(head, source_weights=(0, 1)).fit(
+        domains.X,
+        np.ma.masked_array(domains.Y, options.get("mask", False)),
+        source=(
+            domains.X_val,
+            np.ma.masked_array(domains.Y_val, options.get("source_mask", False)),
+        ),
+    )
+    for again in (other, masked):
+        np.testing.assert_array_equal(again.estimator_.coef_, one.estimator_.coef_)
+        for key, values in one.pareto_.items():
+            np.testing.assert_array_equal(again.pareto_[key], values)
 
 
 def test_soft_targets_are_true_from_one_half_on(domains: Domains) -> None:

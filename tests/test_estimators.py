@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.sparse import csr_matrix
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_predict
@@ -91,6 +92,55 @@ def test_shapes_of_a_binary_target(head: Any, names: tuple[Any, Any]) -> None:
     assert_array_equal(scores >= 0, P[:, 1] >= 0.5)
 
 
+@Each
+def test_unknown_values_of_a_binary_target_are_left_out(head: Any) -> None:
+    X, Y = make()
+    y, mask = Y[:, 0], (Y[:, 0] == 1) & (np.arange(60) % 4 > 0)
+    fitted = clone(head).fit(X, np.array(["no", "yes"])[y], mask=mask)
+    assert fitted.predict_proba(X)[:, 1].mean() < 0.4
+    for other in (mask[:, None], csr_matrix(mask[:, None])):
+        again = clone(head).fit(X, y, mask=other)
+        assert_array_equal(again.coef_, fitted.coef_)
+        assert_array_equal(again.predict_proba(X), fitted.predict_proba(X))
+    # What is unknown may be anything.
+    for filler in (1.0, -7.0, np.nan):
+        again = clone(head).fit(X, np.where(mask, filler, y), mask=mask)
+        assert_array_equal(again.coef_, fitted.coef_)
+        assert_array_equal(again.classes_, [0, 1])
+    again = clone(head).fit(X, np.ma.masked_array(np.where(mask, -7, y), mask))
+    assert_array_equal(again.coef_, fitted.coef_)
+    hidden = clone(head).fit(X, y, mask=y == 1)  # both values are named, one is never known
+    assert np.isfinite(hidden.predict_proba(X)).all()
+    assert hidden.predict_proba(X)[:, 1].max() < 0.1
+
+
+@pytest.mark.parametrize("head", [DropoutRidge(), DropoutLogistic()], ids=repr)
+def test_unknown_values_of_a_binary_target_are_as_if_not_there(head: Any) -> None:
+    X, Y = make()
+    mask = (Y[:, 0] == 1) & (np.arange(60) % 4 > 0)
+    fitted = clone(head).fit(X, Y[:, 0], mask=mask)
+    column = clone(head).fit(X, Y[:, :1], mask=mask[:, None])
+    assert_array_equal(fitted.coef_, column.coef_)
+    fewer = clone(head).fit(X[~mask], Y[~mask, 0])
+    assert_allclose(fitted.predict_proba(X), fewer.predict_proba(X), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros(59, bool), r"mask has shape \(59,\), dtype bool; expected \(60,\) bool"),
+        (np.zeros(60), r"mask has shape \(60,\), dtype float64; expected \(60,\) bool"),
+        (np.full(60, np.nan), "dtype float64; expected"),
+        (np.zeros((1, 60), bool), r"mask has shape \(1, 60\), .* expected \(60, 1\) bool"),
+        (csr_matrix((60, 2), dtype=bool), r"mask has shape \(60, 2\)"),
+    ],
+)
+def test_masks_of_a_binary_target_that_are_refused(mask: Any, message: str) -> None:
+    X, Y = make()
+    with pytest.raises(ValueError, match=message):
+        DropoutRidge().fit(X, Y[:, 0], mask=mask)
+
+
 @pytest.mark.parametrize("head", [DropoutRidge(), DropoutLogistic()], ids=repr)
 def test_pipelines_and_grid_searches(head: Any) -> None:
     X, Y = make()
@@ -104,6 +154,21 @@ def test_pipelines_and_grid_searches(head: Any) -> None:
     search.fit(X, Y, **{f"{name}__sample_weight": np.linspace(1, 2, 60)})
     assert search.best_score_ > 0.8
     assert search.predict(X).shape == (60, 3)
+
+
+@pytest.mark.parametrize("scoring", ["roc_auc", "average_precision"])
+@pytest.mark.parametrize("head", [DropoutRidge(), DropoutLogistic()], ids=repr)
+def test_a_column_is_scored_as_a_binary_target_is(head: Any, scoring: str) -> None:
+    X, Y = make()
+    found, expected = (
+        GridSearchCV(head, {"dropout": [0.1, 0.5, 0.9999]}, scoring=scoring, cv=4).fit(X, target)
+        for target in (Y[:, :1], Y[:, 0])
+    )
+    key = "mean_test_score"
+    assert_allclose(found.cv_results_[key], expected.cv_results_[key], atol=1e-12)
+    assert found.best_score_ > 0.8
+    assert_array_equal(found.best_estimator_.classes_, [0, 1])
+    assert found.predict(X).shape == (60, 1)
 
 
 def test_groups_go_through_scikit_learns_splitters() -> None:

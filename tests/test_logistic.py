@@ -625,3 +625,35 @@ def test_platt_probabilities_are_scaled_held_out_margins() -> None:
     assert log_loss(Y, platt.oof_predict_proba_) < plain + 1e-3
     with pytest.raises(ValueError, match="probability is 'raw'; expected noise or platt"):
         DropoutLogisticCV(probability="raw").fit(X, Y)
+
+
+def test_held_out_margins_that_fall_leave_the_base_rate() -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(90, 60)), np.arange(90) % 3 == 0
+    each = [(np.delete(np.arange(90), i), np.array([i])) for i in range(90)]
+    head = DropoutLogisticCV([0.9999], cv=each, probability="platt").fit(X, y)
+    held_out = head.oof_decision_function_[:, 0]
+    assert held_out[y].max() < held_out[~y].min()
+    assert head.calibration_.slope == 0
+    P = head.predict_proba(X)
+    assert_array_equal(P, np.broadcast_to(P[0], P.shape))
+    assert P[0, 1] == pytest.approx(y.mean(), abs=0.01)
+    assert np.isfinite(head.decision_function(X)).all()
+
+
+def test_the_sign_of_a_binary_decision_is_that_of_platts_probability() -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 30))
+    y = X[:, 0] + rng.normal(size=200) > 0.8
+    head = DropoutLogisticCV([0.1, 0.3], cv=3, probability="platt").fit(X, y)
+    scaling, margin = head.calibration_, X @ head.coef_[0] + head.intercept_[0]
+    assert_allclose(head.decision_function(X), margin + scaling.intercept / scaling.slope)
+    assert_array_equal(head.decision_function(X) > 0, head.predict(X))
+    assert (margin > 0).sum() != head.predict(X).sum()
+
+
+def test_a_head_that_is_fitted_again_forgets_its_calibration() -> None:
+    data = make(40, 6)
+    head = DropoutLogisticCV([0.3], cv=3, probability="platt").fit(data["X"], data["Y"])
+    again = head.set_params(probability="noise").fit(data["X"], data["Y"])
+    assert not hasattr(again, "calibration_")

@@ -124,6 +124,16 @@ def test_mask_and_nan_add_up():
         np.testing.assert_array_equal(
             fbeta_per_image(missing, Yhat, mask=given_mask), fbeta_per_image(Y, Yhat, mask=both)
         )
+        for values in (missing, missing.astype(np.float32)):
+            masked = np.ma.masked_array(values, mask[::-1])
+            np.testing.assert_array_equal(
+                fbeta_per_image(masked, Yhat, mask=given_mask),
+                fbeta_per_image(Y, Yhat, mask=both | mask[::-1]),
+            )
+    masked = np.ma.masked_array(np.where(mask, 7, Y).astype(int), mask)
+    np.testing.assert_array_equal(
+        fbeta_per_image(masked, Yhat), fbeta_per_image(Y, Yhat, mask=mask)
+    )
 
 
 @SETTINGS

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ from heads import (
     DropoutRidgeCV,
     prediction,
 )
+from heads.exporting import tuned
+from heads.platt import PlattScaling
 from heads.prediction import Predictor
 from heads.products import Affine, Noisy, Plain, Sum
 from heads.storage import Head, StoredBlend, save
@@ -151,6 +155,23 @@ def test_affine_heads_of_a_network_become_one_term(
         for t in Predictor.open(stored(heads, "logit", np.full(18, 1 / 18), path), [caches]).terms
     }
     assert kinds == {Sum, Noisy, Plain}
+
+
+@pytest.mark.parametrize("average", ["probability", "logit"])
+def test_a_flat_head_gives_its_base_rate(
+    average: str, heads: list[Head], caches: Path, tmp_path: Path
+) -> None:
+    ridge = next(h for h in heads if isinstance(h.estimator, DropoutRidgeCV))
+    flat = replace(ridge, estimator=copy(ridge.estimator), provenance={"threshold": 0.5})
+    flat.estimator.calibration_ = PlattScaling(0.0, -1.5)
+    path = stored([flat], average, np.ones(1), tmp_path / "blend.h5")
+    found = Predictor.open(path, [caches]).predict_proba()
+    np.testing.assert_allclose(found, expit(-1.5), atol=1e-6)
+    alone = save(tmp_path / "head.h5", flat)
+    np.testing.assert_allclose(Predictor.open(alone, [caches]).predict_proba(), found, atol=1e-6)
+    np.testing.assert_array_equal(probabilities([flat], caches)[0], found.dtype.type(expit(-1.5)))
+    tuned_head = tuned(flat, 0.5)
+    assert (tuned_head.slope, tuned_head.intercept) == (0.0, -1.5)
 
 
 def test_heads_of_a_blend_are_not_completed(

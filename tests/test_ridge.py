@@ -69,6 +69,36 @@ def test_a_fit_is_the_closed_form(n: int, d: int, dropout: float, l2: float, sta
     assert_allclose(head.decision_function(data["X"]), data["X"] @ W.T + b, atol=1e-8)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(("n", "d"), [(3, 50), (10, 11), (20, 300)])
+@pytest.mark.parametrize("twins", [False, True])
+def test_the_limit_of_no_dropout_is_the_pseudo_inverse(
+    n: int, d: int, twins: bool, dtype: type
+) -> None:
+    """Rows far from zero: neither their mean nor equal rows of other weights are data."""
+    rng = np.random.default_rng(n)
+    X, Z = (5 + np.abs(rng.normal(size=(rows, d))).astype(dtype) for rows in (n, 20))
+    a = rng.choice([0.5, 1, 2.5], n)
+    if twins:
+        X[2], a[1:3] = X[1], (0.7, 2.2)
+    Y = (rng.random((n, 4)) < 0.4).astype(float)
+    Y[0], Y[1] = 1, 0
+    x, z = X.astype(float), Z.astype(float)
+    scale, root = 1 / np.sqrt(a @ x**2), np.sqrt(a)[:, None]
+    mean, centre = np.average(x, axis=0, weights=a), np.average(Y, axis=0, weights=a)
+    design = (x - mean) * scale * root
+    D = scale[:, None] * (np.linalg.pinv(design, rcond=1e-9) @ ((Y - centre) * root))
+    atol = 1e-9 if dtype is np.float64 else 2e-5
+    head = DropoutRidge(0.0).fit(X, Y, sample_weight=a)
+    assert_allclose(head.decision_function(Z), (z - mean) @ D + centre, atol=atol)
+    # And what folds say is what fits without them say.
+    both = np.concatenate([X, Z])
+    folds = [(np.arange(n), np.arange(n, n + 20)), (np.arange(n, n + 20), np.arange(n))]
+    truth, weight = np.concatenate([Y, np.eye(20, 4)]), np.concatenate([a, np.ones(20)])
+    held_out = DropoutRidgeCV([0.0], cv=folds, scoring="mse").fit(both, truth, sample_weight=weight)
+    assert_allclose(held_out.oof_decision_function_[n:], head.decision_function(Z), atol=atol)
+
+
 def test_the_objective_is_the_expectation_over_dropout() -> None:
     """Monte-Carlo dropout: the minimum of the noisy loss is ours, and no neighbour is better."""
     data = make(30, 4, n_labels=1)
@@ -211,7 +241,7 @@ def test_weights_are_repeated_rows(n: int, d: int) -> None:
 
 
 @pytest.mark.parametrize(("n", "d"), [(40, 6), (12, 30)])
-@pytest.mark.parametrize("how", ["nan", "mask", "sparse mask"])
+@pytest.mark.parametrize("how", ["nan", "mask", "sparse mask", "masked array", "both"])
 def test_an_unknown_target_is_a_deleted_row_of_that_label(n: int, d: int, how: str) -> None:
     data = make(n, d)
     hidden = np.random.default_rng(2).random(data["Y"].shape) < 0.25
@@ -220,6 +250,13 @@ def test_an_unknown_target_is_a_deleted_row_of_that_label(n: int, d: int, how: s
     Y = data.pop("Y")
     if how == "nan":
         head = DropoutRidge(0.5).fit(Y=np.where(hidden, np.nan, Y), **data)
+    elif how == "masked array":  # of some type whose hidden values are anything
+        masked = np.ma.masked_array(np.where(hidden, 7, Y).astype(np.int8), hidden)
+        head = DropoutRidge(0.5).fit(Y=masked, **data)
+    elif how == "both":
+        some = np.random.default_rng(3).random(Y.shape) < 0.5
+        masked = np.ma.masked_array(Y, hidden & some)
+        head = DropoutRidge(0.5).fit(Y=masked, mask=hidden & ~some, **data)
     else:
         mask = hidden if how == "mask" else csr_matrix(hidden)
         head = DropoutRidge(0.5).fit(Y=Y, mask=mask, **data)
@@ -520,6 +557,43 @@ def test_probabilities_are_calibrated_scores_on_one_scale() -> None:
     )
     likely = P > 0.6
     assert abs(P[likely].mean() - Y[likely].mean()) < 0.06
+
+
+@pytest.mark.parametrize("scoring", ["log_loss", "mse", "fbeta"])
+def test_held_out_scores_that_fall_leave_the_base_rate(scoring: str) -> None:
+    """Nearly flat, a held-out score is the mean of the other targets: lowest at positives."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(100, 60)), np.arange(100) % 3 == 0
+    head = DropoutRidgeCV([0.9999], cv="loo", scoring=scoring).fit(X, y)
+    held_out = head.oof_decision_function_[:, 0]
+    assert held_out[y].max() < held_out[~y].min()
+    assert head.calibration_.slope == 0
+    P = head.predict_proba(X)
+    assert_array_equal(P, np.broadcast_to(P[0], P.shape))
+    assert P[0, 1] == pytest.approx(y.mean(), abs=0.01)
+    assert_array_equal(head.oof_predict_proba_, P[:, 1:])
+    assert not head.predict(X).any()
+    several = DropoutRidgeCV([0.9999], cv="loo", scoring=scoring).fit(X, y[:, None])
+    scores = several.decision_function(X)[:, 0]
+    assert_allclose(head.decision_function(X), scores - 0.5, atol=1e-12)
+    assert np.ptp(scores) > 0
+    if scoring == "log_loss":
+        rate = P[0, 1]
+        best = -np.mean(np.where(y, np.log(rate), np.log1p(-rate)))
+        assert head.best_score_ == pytest.approx(best)
+
+
+def test_probabilities_never_fall_with_the_score() -> None:
+    """Of noise, one image held out: the leak is the best log-loss of all if it may be used."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        X, y = rng.normal(size=(60, 40)), rng.random(60) < 0.3
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the best dropout")
+            head = DropoutRidgeCV(cv="loo", scoring="log_loss").fit(X, y)
+        order = np.argsort(head.decision_function(X))
+        assert (np.diff(head.predict_proba(X)[order, 1]) >= 0).all()
+        assert head.best_score_ > 0.4
 
 
 def test_calibration_of_many_scores_is_that_of_each() -> None:

@@ -76,6 +76,7 @@ def test_the_number_of_workers_changes_no_bit() -> None:
         (lambda: (X[:5], Y[:4], None), r"shard 1 gives X \(5, 2, 12\) and Y \(4, 5\)"),
         (lambda: (X[:5, :, :3], Y[:5], None), "shard 1 has 3 features, but others 12"),
         (lambda: (X[:5], Y[:5, :2], None), "shard 1 has 2 labels, but others 5"),
+        (lambda: (X[:5], np.ma.masked_less(Y[:5], 1), None), "shard 1: Y is masked; give rows"),
         (lambda: (X[:5] * np.inf, Y[:5], None), "shard 1: X holds a value that is not finite"),
         (lambda: (X[:5], Y[:5] * np.nan, None), "shard 1: Y holds a value that is not finite"),
         (lambda: (X[:5], Y[:5], -A[:5]), "weight"),

@@ -120,6 +120,14 @@ def test_a_head_predicts_the_same_bits(name: str, w0: str, tmp_path: Path) -> No
     found.complete(None)  # nothing is left to do
 
 
+def test_a_head_of_one_label_comes_back(tmp_path: Path) -> None:
+    estimator = DropoutLogistic(dropout=0.2).fit(X, IMAGES.Y[:, :1])
+    one = np.array(synthetic.CLASSES[:1])
+    found = synthetic.load_head(save(tmp_path / "one.h5", Head(estimator, one, one))).estimator
+    np.testing.assert_array_equal(found.classes_, estimator.classes_)
+    np.testing.assert_array_equal(found.predict(UNSEEN), estimator.predict(UNSEEN))
+
+
 def test_parameters_fit_the_same_head_again(path: Path, simple: Head) -> None:
     found = synthetic.load_head(path)
     again = clone(found.estimator).fit(X, IMAGES.Y, coef_init=W0, intercept_init=B0)
