@@ -12,10 +12,9 @@ attribute ``estimator``         class, its parameters, its scalar fitted values 
 ``/cv/...``                     the table of the cross-validation
 ``/oof/DOMAIN/ids``, ``proba``  out-of-fold probabilities of each domain, and what is true
                                 (``indptr``, ``indices``, ``missed``, maybe ``mask``)
-attribute ``given``             instead of ``estimator``, ``coef``: name and hash of a file of
-                                scores (:mod:`heads.given`)
-``/adapted/...``                instead of ``estimator``, ``coef``: a model for any domain
-                                (:mod:`heads.stored_adaptation`)
+attribute ``given``             instead of ``estimator``, ``coef``: see :mod:`heads.given`
+``/adapted/...``                instead of ``estimator``, ``coef``: a model for any domain or,
+                                of format 3, for one (:mod:`heads.stored_adaptation`)
 ``/decision``                   how label sets are made (:mod:`heads.stored_decisions`); files
                                 of format 1 have a threshold alone, in ``provenance``
 attribute ``provenance``        caches, command, versions, scores (JSON)
@@ -38,15 +37,15 @@ from featcache.atomic import replacing
 from heads.blending import Blend
 from heads.calibration import PlattScaling
 from heads.decisions import Decision
-from heads.domain_heads import AdaptedModel
+from heads.domain_heads import DomainHead
 from heads.given import GivenScores
 from heads.logistic import DropoutLogistic, DropoutLogisticCV
 from heads.ridge import DropoutRidge, DropoutRidgeCV
-from heads.stored_adaptation import read_adapted, write_adapted
+from heads.stored_adaptation import ADAPTED, read_adapted, write_adapted
 from heads.stored_decisions import plain_params, plain_value, read_decision, write_decision
 from heads.stored_scores import OutOfFold, put_strings, read_oof, strings, write_oof
 
-FORMAT = 2
+FORMAT = 3  # if there is the head of one domain in it, else 2, which older versions read as well
 ESTIMATORS = {
     cls.__name__: cls for cls in (DropoutRidge, DropoutRidgeCV, DropoutLogistic, DropoutLogisticCV)
 }
@@ -65,7 +64,7 @@ class Head:
     Attributes
     ----------
     estimator : DropoutRidge, DropoutRidgeCV, DropoutLogistic, DropoutLogisticCV, AdaptedModel
-        Fitted, of several labels. Or GivenScores: somebody else's model, in blends only.
+        Fitted, of several labels. Or DomainHead; in blends also GivenScores, somebody else's.
     classes, names : (K,) str
     network_id : str or None
         Of the network that its features come from.
@@ -249,14 +248,14 @@ def open_content(path: str | os.PathLike[str]) -> h5py.File:
 
 
 def _write_head(group: h5py.Group, head: Head) -> None:
-    _put_attributes(group, kind="head", format=FORMAT, provenance=head.provenance)
+    _put_attributes(group, kind="head", format=_format([head]), provenance=head.provenance)
     put_strings(group, "classes/id", head.classes)
     put_strings(group, "classes/name", head.names)
     if head.network_id is not None:
         group.attrs["network_id"] = head.network_id
     if isinstance(head.estimator, GivenScores):
         _put_attributes(group, given=asdict(head.estimator))
-    elif isinstance(head.estimator, AdaptedModel):
+    elif isinstance(head.estimator, ADAPTED):
         write_adapted(group.create_group("adapted"), head.estimator)
     else:
         _write_estimator(group, head)
@@ -269,7 +268,7 @@ def _write_estimator(group: h5py.Group, head: Head) -> None:
     estimator = head.estimator
     name = type(estimator).__name__
     if name not in ESTIMATORS:
-        known = [*ESTIMATORS, AdaptedModel.__name__]
+        known = [*ESTIMATORS, *(cls.__name__ for cls in ADAPTED)]
         raise ValueError(f"cannot store a {name}; only {', '.join(known)}")
     fitted = {k: v for k, v in vars(estimator).items() if k.endswith("_") and k not in _APART}
     fitted = {k: v for k, v in fitted.items() if not k.startswith("oof_")}
@@ -309,7 +308,7 @@ def _read_head(group: h5py.Group, mapped: bool = False, lazy: bool = False) -> H
         provenance=json.loads(group.attrs["provenance"]),
         decision=decision,
     )
-    if not isinstance(estimator, (GivenScores, AdaptedModel)):
+    if not isinstance(estimator, (GivenScores, *ADAPTED)):
         rows, values = group["coef/rows"][()], group["coef/values"][()]
         if head.by_reference or (lazy and "coef_init" not in group):
             head._changed = rows, values
@@ -340,19 +339,13 @@ def _read_estimator(group: h5py.Group, n_labels: int) -> Any:
 
 def _write_blend(group: h5py.Group, stored: StoredBlend) -> None:
     blend = stored.blend
+    kept = ("threshold_", "score_", "n_features_in_", *(k for k in _HONEST if hasattr(blend, k)))
+    fitted = {key: plain_value(getattr(blend, key)) for key in kept}
     _put_attributes(
         group,
         kind="blend",
-        format=FORMAT,
-        estimator={
-            "params": plain_params(blend),
-            "fitted": {
-                "threshold_": plain_value(blend.threshold_),
-                "score_": plain_value(blend.score_),
-                "n_features_in_": blend.n_features_in_,
-                **{key: getattr(blend, key) for key in _HONEST if hasattr(blend, key)},
-            },
-        },
+        format=_format(stored.models),
+        estimator={"params": plain_params(blend), "fitted": fitted},
         provenance=stored.provenance,
     )
     group["weights"] = blend.weights_
@@ -388,6 +381,10 @@ def _read_blend(group: h5py.Group) -> StoredBlend:
 
 
 # ------------------------------------------------------------------------ parts
+
+
+def _format(heads: Iterable[Head]) -> int:
+    return FORMAT if any(isinstance(head.estimator, DomainHead) for head in heads) else 2
 
 
 def _read_decision(group: h5py.Group, n_labels: int) -> Decision | None:

@@ -346,7 +346,7 @@ def _without_attribute(name: str) -> Callable[[h5py.File], None]:
         (_cache, "no head or blend"),
         (_inside(_without_attribute("kind")), "no head or blend"),
         (_inside(_without_attribute("format")), "no head or blend"),
-        (_inside(_attribute("format", 3)), "format 3, this version reads up to 2; upgrade"),
+        (_inside(_attribute("format", 4)), "format 4, this version reads up to 3; upgrade"),
         (_inside(_without("coef")), "damaged"),
         (_inside(_without("coef/values")), "damaged"),
         (_inside(_without("classes/id")), "damaged"),
