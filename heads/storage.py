@@ -24,6 +24,7 @@ attribute ``provenance``        caches, command, versions, scores (JSON)
 from __future__ import annotations
 
 import json
+import numbers
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -234,12 +235,14 @@ def open_content(path: str | os.PathLike[str]) -> h5py.File:
         file = h5py.File(path, "r")
     except OSError as error:
         reason = "no such file" if not os.path.exists(path) else f"not an HDF5 file ({error})"
+        reason = "is a folder" if os.path.isdir(path) else reason
         raise ValueError(f"{path}: {reason}; give a file made by `heads fit` or `blend`") from error
     kind, version = file.attrs.get("kind"), file.attrs.get("format")
-    if kind in ("head", "blend") and version is not None and version <= FORMAT:
+    ours = str(kind) in ("head", "blend") and isinstance(version, numbers.Integral)
+    if ours and version <= FORMAT:
         return file
     file.close()
-    if kind not in ("head", "blend") or version is None:
+    if not ours:
         raise ValueError(f"{path}: no head or blend; give a file of `heads fit` or `heads blend`")
     raise ValueError(f"{path}: format {version}, this version reads up to {FORMAT}; upgrade")
 
