@@ -17,6 +17,7 @@ from heads.fitting import (
     held_out,
     parse_numbers,
     refuse_mismatch,
+    refuse_negative,
     sampled,
     training_rows,
     versions,
@@ -60,6 +61,7 @@ def adapt(config: AdaptConfig) -> Head:
         If the caches do not fit together, or have no labels or no last layer.
     """
     refuse_existing(config.out, config.overwrite, [config.cache, config.source])
+    refuse_negative(seed=config.seed)
     cache, source = FeatureCache(config.cache), FeatureCache(config.source)
     rows = training_rows(cache, groups=config.groups)
     check_folds(config.cv, cache, len(np.unique(rows["groups"])))

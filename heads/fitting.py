@@ -282,7 +282,15 @@ def _check_options(config: FitConfig, cache: FeatureCache, images: int) -> None:
     """Say what cannot work in the words of the command line."""
     if not config.source and config.source_weight != FitConfig.source_weight:
         raise ValueError("--source-weight has no effect without --source; give both or neither")
+    refuse_negative(seed=config.seed, min_positives=config.min_positives)
     check_folds(config.cv, cache, images)
+
+
+def refuse_negative(**options: int) -> None:
+    """Refuse a count or a seed below 0, by the name of its option."""
+    for name, value in options.items():
+        if value < 0:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: expected at least 0")
 
 
 def refuse_mismatch(cache: FeatureCache, source: FeatureCache, same_views: bool = True) -> None:
