@@ -74,9 +74,9 @@ def _facts(entry: Entry, file: h5py.File) -> Iterator[tuple[str, str]]:
     if facts.get("nested"):
         told = honest_text(facts["nested"], facts["nested"]["optimism"])
         yield "left out", textwrap.fill(told, 88)
-    places = [place for place in ("decision", "adapted/decision") if place in file]
-    if places:
-        rule = described(read_decision(file[places[0]], entry.classes))
+    places = ["decision"] if "threshold" in facts else ["decision", "adapted/decision"]
+    if place := next((place for place in places if place in file), None):
+        rule = described(read_decision(file[place], entry.classes))
         tested = facts.get("decision")
         if tested:
             rule += (

@@ -222,11 +222,15 @@ def rule_of(content: Head | StoredBlend) -> Decision:
 
 
 def own_rule(content: Head | StoredBlend) -> Decision | None:
-    """The rule that is kept with a head or blend, or that an adapted model brings; None of old."""
-    rule = content.decision
-    if rule is None and isinstance(content, Head):
-        rule = getattr(content.estimator, "decision", None)
-    return rule
+    """The rule that is kept with a head or blend, or that an adapted model brings.
+
+    None where a threshold alone is kept.
+    """
+    if content.decision is not None or isinstance(content, StoredBlend):
+        return content.decision
+    return (
+        None if "threshold" in content.provenance else getattr(content.estimator, "decision", None)
+    )
 
 
 def _checked(path: str | os.PathLike[str], caches: CacheSet, model: Head) -> FeatureCache:

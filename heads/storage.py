@@ -76,7 +76,7 @@ class Head:
     provenance : dict
         JSON.
     decision : Decision or None
-        Fitted on the out-of-fold scores of the target; None: the threshold in `provenance`.
+        Fitted on the target's out-of-fold scores; None: `provenance`'s threshold, or the model's.
     """
 
     estimator: Any
