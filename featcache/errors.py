@@ -7,7 +7,7 @@ class InputError(ValueError):
     """Wrong input; the message is one line that names the file, the value and the remedy."""
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """The first line of a message of somebody else's."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 

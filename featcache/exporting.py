@@ -39,6 +39,7 @@ from featcache.views import Preprocessing, normalise
 
 ABOUT = "about.json"
 _TOLERANCE = 1e-3  # of probabilities, between the network here and the one in the file
+_TINY = 1e-7  # probabilities are kept this far from 0 and 1 before taking logits
 _EXAMPLES = 2  # images that the program is traced with; of one image it would keep the number
 
 
@@ -63,6 +64,8 @@ class TunedHead:
         With it the probability is share p + (1 - share) p of the other, whose threshold
         does not count.
     share : float
+    moved : (K,) or None
+        Added to the logits of the probability, in the end.
     """
 
     weight: np.ndarray
@@ -75,6 +78,7 @@ class TunedHead:
     clipped: bool = False
     other: TunedHead | None = None
     share: float = 1.0
+    moved: np.ndarray | None = None
 
 
 class _Tuned(nn.Module):
@@ -83,6 +87,7 @@ class _Tuned(nn.Module):
     weight: torch.Tensor
     bias: torch.Tensor
     variance: torch.Tensor | None
+    moved: torch.Tensor | None
 
     def __init__(self, head: TunedHead, pooled: bool) -> None:
         super().__init__()
@@ -90,7 +95,7 @@ class _Tuned(nn.Module):
         self.slope, self.intercept, self.clipped = head.slope, head.intercept, head.clipped
         self.other = None if head.other is None else _Tuned(head.other, pooled)
         self.share = head.share
-        for name in ("weight", "bias", "variance"):
+        for name in ("weight", "bias", "variance", "moved"):
             value = getattr(head, name)
             tensor = None if value is None else torch.from_numpy(np.array(value, np.float32))
             self.register_buffer(name, tensor)
@@ -103,8 +108,12 @@ class _Tuned(nn.Module):
             margin = margin / torch.sqrt(1 + (math.pi / 8) * noise)
         scaled = self.slope * margin + self.intercept
         p = scaled.clamp(0, 1) if self.clipped else torch.sigmoid(scaled)
-        p = p[:, :, None, None] if self.pooled else p
-        return p if self.other is None else self.share * p + (1 - self.share) * self.other(features)
+        if self.other is not None:
+            p = self.share * p + (1 - self.share) * self.other(features).flatten(1)
+        if self.moved is not None:
+            p = p.clamp(_TINY, 1 - _TINY)
+            p = torch.sigmoid(torch.log(p) - torch.log(1 - p) + self.moved)
+        return p[:, :, None, None] if self.pooled else p
 
 
 class Exported(nn.Module):

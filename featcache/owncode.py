@@ -8,11 +8,12 @@ import importlib
 import inspect
 import sys
 import textwrap
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from featcache.errors import InputError
+from featcache.errors import InputError, reason_of
 
 
 def load_object(name: str, what: str) -> Any:
@@ -21,7 +22,7 @@ def load_object(name: str, what: str) -> Any:
     Raises
     ------
     InputError
-        If the module cannot be imported or has no such function or class.
+        If the module cannot be imported, whatever it raises, or has no such function or class.
     """
     return _found(name, what)[1]
 
@@ -37,10 +38,23 @@ def _found(name: str, what: str) -> tuple[ModuleType, Any]:
             f"{what} {name!r}: cannot import {module_name!r} ({error}); run from the folder that "
             "holds it, or install it"
         ) from error
+    except (Exception, SystemExit) as error:  # code of somebody else's raises what it likes
+        raise InputError(
+            f"{what} {name!r}: importing {module_name!r} fails in {_place(error)} "
+            f"({type(error).__name__}: {reason_of(error)}); mend the module"
+        ) from error
     found = getattr(module, attribute, None)
     if not callable(found):
         raise InputError(f"{what} {name!r}: {module_name} has no function {attribute!r}")
     return module, found
+
+
+def _place(error: BaseException) -> str:
+    """File and line that an error comes from; of an error of syntax those that it tells."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}, line {last.lineno}"
 
 
 def source_digest(name: str, what: str) -> str:

@@ -11,7 +11,7 @@ from heads.adaptation import Adaptation
 from heads.cacherows import open_rows, refuse_mismatch, sampled
 from heads.domain_heads import DomainConfig
 from heads.experts import ExpertConfig
-from heads.fitting import GROUPS, check_folds, parse_numbers, versions
+from heads.fitting import GROUPS, check_folds, parse_numbers, refuse_negative, versions
 from heads.gate import GateConfig
 from heads.metrics import fbeta_per_image
 from heads.storage import Head, refuse_existing, save
@@ -51,6 +51,7 @@ def adapt(config: AdaptConfig) -> Head:
         If the caches do not fit together, or have no labels or no last layer.
     """
     refuse_existing(config.out, config.overwrite, [config.cache, config.source, config.groups])
+    refuse_negative(seed=config.seed)
     cache, source = FeatureCache(config.cache), FeatureCache(config.source)
     if cache.weight is None:
         raise ValueError(

@@ -15,6 +15,7 @@ import numpy as np
 from featcache.cacheset import short
 from featcache.tables import as_text
 from heads.storage import DAMAGE, open_content
+from heads.stored_adaptation import is_frozen
 
 _SHORT = 6  # characters of an id in a table
 SORTS = ("f2", "name", "method", "rate", "network", "source")
@@ -27,7 +28,7 @@ class Entry:
     Attributes
     ----------
     path : Path
-    kind : "head", "adapted", "blend" or, within a blend, "scores"
+    kind : "head", "adapted", "domain head", "blend" or, within a blend, "scores"
     method : str
     rate : float or None
         Dropout; the mean where labels have rates of their own.
@@ -111,16 +112,23 @@ def entry_of(path: Path, file: h5py.Group) -> Entry:
         )
     network_id = file.attrs.get("network_id")
     given = "given" in file.attrs
-    kind = "scores" if given else "adapted" if "adapted" in file else "head"
+    kind = "scores" if given else _kind(file)
     return Entry(
         kind=kind,
-        method=str(facts.get("method", "")),
+        # What is told of it may be of the model that it was made by.
+        method=kind if kind == "domain head" else str(facts.get("method", "")),
         rate=_rate(file) if kind == "head" else None,
         network="" if given else str(facts.get("network") or short(network_id)),
         network_id=network_id,
         classes=len(file["classes/id"]),
         **common,
     )
+
+
+def _kind(file: h5py.Group) -> str:
+    if "adapted" not in file:
+        return "head"
+    return "domain head" if is_frozen(file["adapted"]) else "adapted"
 
 
 def _rate(file: h5py.Group) -> float:

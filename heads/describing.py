@@ -11,10 +11,12 @@ import h5py
 import numpy as np
 
 from featcache.cacheset import short
+from heads import steps
 from heads.catalogue import Entry, entry_of, table
 from heads.chain import described
 from heads.results import honest_text
 from heads.storage import DAMAGE, open_content
+from heads.stored_adaptation import steps_of
 from heads.stored_decisions import read_decision
 
 _MEMBERS = 20  # of a blend, whose commands are shown
@@ -46,9 +48,9 @@ def describe(path: str) -> str:
 
 
 def _title(entry: Entry) -> str:
-    what = {"head": f"{entry.method} head", "adapted": "adapted model"}.get(
-        entry.kind, entry.method
-    )
+    named = {"head": f"{entry.method} head", "adapted": "adapted model"}
+    named["domain head"] = "adapted head of one domain"
+    what = named.get(entry.kind, entry.method)
     return f"{what}, {entry.classes:,} classes"
 
 
@@ -62,6 +64,8 @@ def _facts(entry: Entry, file: h5py.File) -> Iterator[tuple[str, str]]:
         rows, values = file["coef/rows"], file["coef/values"]
         stored = f"{len(rows):,} of {entry.classes:,} classes have weights of their own"
         yield "features", f"{values.shape[1]:,}; {stored}"
+    elif entry.kind == "domain head":
+        yield "features", f"{file['adapted/source/W'].shape[1]:,}"
     if "cv/dropout" in file:
         yield "rate", _rates(entry, file)
     if "pareto" in facts:
@@ -70,8 +74,9 @@ def _facts(entry: Entry, file: h5py.File) -> Iterator[tuple[str, str]]:
     if facts.get("nested"):
         told = honest_text(facts["nested"], facts["nested"]["optimism"])
         yield "left out", textwrap.fill(told, 88)
-    if "decision" in file:
-        rule = described(read_decision(file["decision"], entry.classes))
+    places = ["decision"] if "threshold" in facts else ["decision", "adapted/decision"]
+    if place := next((place for place in places if place in file), None):
+        rule = described(read_decision(file[place], entry.classes))
         tested = facts.get("decision")
         if tested:
             rule += (
@@ -84,7 +89,9 @@ def _facts(entry: Entry, file: h5py.File) -> Iterator[tuple[str, str]]:
     for name in ("cache", "source"):
         if facts.get(name):
             yield name, str(facts[name])
-    if facts.get("explanation"):
+    if entry.kind == "domain head":
+        yield "adaptation", steps.table(steps_of(file["adapted"]))
+    elif facts.get("explanation"):
         yield "adaptation", str(facts["explanation"])
     for warning in facts.get("warnings", []):
         yield "note", textwrap.fill(warning, 88)
@@ -92,6 +99,8 @@ def _facts(entry: Entry, file: h5py.File) -> Iterator[tuple[str, str]]:
 
 
 def _scores(entry: Entry) -> str:
+    if np.isnan(entry.score):
+        return "not recorded"
     text = f"{entry.score:.4f} on the target"
     threshold = entry.provenance.get("threshold")
     if threshold is not None:
@@ -133,4 +142,5 @@ def _members(file: h5py.File) -> list[str]:
 def _made_by(entry: Entry) -> str:
     if entry.kind == "scores":
         return f"somebody else: {entry.provenance['scores']}"
-    return entry.command or "not recorded"
+    frozen = "  # then frozen for one domain" * (entry.kind == "domain head")
+    return entry.command + frozen if entry.command else "not recorded"

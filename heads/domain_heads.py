@@ -84,7 +84,8 @@ class DomainConfig:
 class DomainHead:
     """The frozen head of one domain:  P = g w sigma(adapted) + (1 - g w) sigma(source), shifted.
 
-    Predicts image by image: neither other images nor their order matter.
+    Predicts image by image: neither other images nor their order matter. In a
+    :class:`heads.storage.Head` it is kept in a file, as fitted heads are.
 
     Attributes
     ----------
@@ -110,6 +111,11 @@ class DomainHead:
     decision: Decision
     signs: Gate
     steps: tuple[Step, ...] = ()
+
+    @property
+    def n_features_in_(self) -> int:
+        """Number of features d."""
+        return int(self.source.head.W.shape[1])
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """(n, K) probabilities of X (n, d) or (n, v, d)."""
@@ -143,10 +149,9 @@ class DomainHead:
 
     def _checked(self, X: Any) -> np.ndarray:
         X = check_features(X, self)
-        if X.shape[-1] != self.source.head.W.shape[1]:
+        if X.shape[-1] != self.n_features_in_:
             raise ValueError(
-                f"X has {X.shape[-1]} features, but the head was made for "
-                f"{self.source.head.W.shape[1]}"
+                f"X has {X.shape[-1]} features, but the head was made for {self.n_features_in_}"
             )
         return X
 

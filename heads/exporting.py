@@ -17,10 +17,11 @@ from featcache.cacheset import short
 from featcache.console import command_line, option, required, with_torch
 from heads.calibration import PlattScaling
 from heads.chain import described
-from heads.decisions import Decision, GlobalThreshold, PerClassThreshold, best_global_threshold
+from heads.decisions import GlobalThreshold, PerClassThreshold, best_global_threshold
 from heads.domain_heads import AdaptedModel, DomainHead
 from heads.dropout import rho_from_dropout
 from heads.logistic import DropoutLogistic, DropoutLogisticCV
+from heads.prediction import own_rule
 from heads.storage import Head, load, refuse_existing
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def export(config: ExportConfig) -> Export:
     """Write the network with the tuned head as its last layer.
 
     Its probabilities are those of the head on the plain view of an image (view 0 of a cache), whose
-    features a cache rounds to float16. An adapted model is frozen for one domain before: two
-    linear heads and a mixing weight.
+    features a cache rounds to float16. An adapted model is frozen for one domain before, unless
+    the file holds such a head: two linear heads, a mixing weight, and maybe a bias.
 
     Raises
     ------
@@ -103,7 +104,8 @@ def export(config: ExportConfig) -> Export:
     else:
         head.complete(own.weight)
     exported = put_back(run, network, tuned(head, threshold))
-    decision = "by the threshold" if head.decision is None else described(head.decision)
+    rule = own_rule(head)
+    decision = "by the threshold" if rule is None else described(rule)
     about = {
         "classes": head.classes.tolist(),
         "network_id": own.network_id,
@@ -123,7 +125,7 @@ def cut_of(head: Head) -> tuple[float | np.ndarray, bool]:
     ValueError
         If the head has none.
     """
-    rule: Decision | None = head.decision
+    rule = own_rule(head)
     if isinstance(rule, (GlobalThreshold, PerClassThreshold)):
         free = rule.min_labels == 0 and rule.max_labels is None
         if isinstance(rule, PerClassThreshold):
@@ -132,7 +134,10 @@ def cut_of(head: Head) -> tuple[float | np.ndarray, bool]:
     if "threshold" in head.provenance:
         return float(head.provenance["threshold"]), rule is None
     if rule is None or "target" not in head.oof:
-        raise ValueError("the head has no threshold to cut at; make it with `heads fit`")
+        raise ValueError(
+            "the head has no threshold to cut at; make it with `heads fit`, or keep out-of-fold "
+            "scores or a threshold with it"
+        )
     scores, beta = head.oof["target"], float(head.provenance.get("beta", 2))
     best = best_global_threshold(scores.proba, scores.Y, beta, scores.mask, missed=scores.missed)
     return best[0], False
@@ -157,13 +162,12 @@ def tuned(head: Head, threshold: float | np.ndarray) -> TunedHead:
 
     estimator: Any = head.estimator
     if isinstance(estimator, DomainHead):
-        if estimator.bias is not None:
-            raise ValueError("a head that labelled rows of its domain have moved is not exported")
         adapted, source = (
             TunedHead(part.head.W, part.head.b, threshold, head.classes)
             for part in (estimator.adapted, estimator.source)
         )
-        return replace(adapted, other=source, share=estimator.gate_ * estimator.share)
+        share = estimator.gate_ * estimator.share
+        return replace(adapted, other=source, share=share, moved=estimator.bias)
     extra: dict[str, Any] = {}
     scaling: PlattScaling | None = getattr(estimator, "calibration_", None)
     if scaling is not None:

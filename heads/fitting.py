@@ -295,4 +295,12 @@ def _check_options(config: FitConfig, rows: CacheRows) -> None:
             raise ValueError(f"{flag} has no effect without --source; give both or neither")
     if not config.max_source_loss >= 0:
         raise ValueError(f"--max-source-loss {config.max_source_loss:g}: expected a number >= 0")
+    refuse_negative(seed=config.seed, min_positives=config.min_positives)
     check_folds(config.cv, rows)
+
+
+def refuse_negative(**options: int) -> None:
+    """Refuse a count or a seed below 0, by the name of its option."""
+    for name, value in options.items():
+        if value < 0:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: expected at least 0")

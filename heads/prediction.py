@@ -68,7 +68,7 @@ class Predictor:
             If a network has no cache or two, or the caches are of different images.
         """
         content = load(path)
-        cut = content.decision is not None or isinstance(content, StoredBlend)
+        cut = isinstance(content, StoredBlend) or own_rule(content) is not None
         if not cut and "threshold" not in content.provenance:
             raise ValueError(f"{path}: has no threshold to cut at; make it with `heads fit`")
         return cls.of(content, caches, strict, scores, path)
@@ -224,11 +224,24 @@ def named(sets: csr_matrix, classes: np.ndarray) -> list[list[str]]:
 
 def rule_of(content: Head | StoredBlend) -> Decision:
     """The rule that a head or blend decides by; files of old have a global threshold alone."""
-    if content.decision is not None:
-        return content.decision
+    rule = own_rule(content)
+    if rule is not None:
+        return rule
     if isinstance(content, StoredBlend):
         return GlobalThreshold.at(content.blend.threshold_, content.blend.n_features_in_)
     return GlobalThreshold.at(content.provenance["threshold"], len(content.classes))
+
+
+def own_rule(content: Head | StoredBlend) -> Decision | None:
+    """The rule that is kept with a head or blend, or that an adapted model brings.
+
+    None where a threshold alone is kept.
+    """
+    if content.decision is not None or isinstance(content, StoredBlend):
+        return content.decision
+    return (
+        None if "threshold" in content.provenance else getattr(content.estimator, "decision", None)
+    )
 
 
 def _checked(path: str | os.PathLike[str], caches: CacheSet, model: Head) -> FeatureCache:

@@ -50,7 +50,7 @@ class Refit:
 
 
 def refit(config: RefitConfig) -> Refit:
-    """Fit heads again; those whose network has no new cache, and blends, are left as they are.
+    """Fit heads again; whose network has no new cache, and what was not fitted, is left as it is.
 
     It can be stopped and goes on: a head that is there, of the new cache, is not made again.
 
@@ -104,8 +104,11 @@ def refit(config: RefitConfig) -> Refit:
 def _renewed(
     entry: Entry, new: Sequence[FeatureCache], config: RefitConfig
 ) -> FitConfig | AdaptConfig | None:
-    """How the head is to be fitted on its new cache; None if there is none, or it is a blend."""
-    if entry.kind == "blend":
+    """How the head is to be fitted on its new cache; None if there is none, or it was not fitted.
+
+    So are blends and the heads that adapted models have made for one domain.
+    """
+    if entry.kind in ("blend", "domain head"):
         return None
     kind, verb = (AdaptConfig, "adapt") if entry.kind == "adapted" else (FitConfig, "fit")
     made: FitConfig | AdaptConfig = parse_command(entry.command, verb, kind)

@@ -15,8 +15,8 @@ class Step:
 
 
 def table(steps: tuple[Step, ...] | list[Step]) -> str:
-    """Steps as text in columns."""
-    widths = [max(len(s.step) for s in steps), max(len(s.effect) for s in steps)]
+    """Steps as text in columns; nothing of none."""
+    widths = [max((len(getattr(s, name)) for s in steps), default=0) for name in ("step", "effect")]
     return "\n".join(
         f"{s.step:{widths[0]}}  {s.effect:{widths[1]}}  {s.reason}".rstrip() for s in steps
     )

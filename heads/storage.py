@@ -11,10 +11,9 @@ attribute ``estimator``,        class, parameters, fitted values of the head
 ``/coef_init``                  W0 in full, unless attribute ``network_id`` refers to it
 ``/oof/DOMAIN/ids``, ``proba``  out-of-fold probabilities of each domain, and what is true
                                 (``indptr``, ``indices``, ``missed``, maybe ``mask``)
-attribute ``given``             instead of ``estimator``, ``coef``: name and hash of a file of
-                                scores (:mod:`heads.given`)
-``/adapted/...``                instead of ``estimator``, ``coef``: a model for any domain
-                                (:mod:`heads.stored_adaptation`)
+attribute ``given``             instead of ``estimator``, ``coef``: see :mod:`heads.given`
+``/adapted/...``                instead of ``estimator``, ``coef``: a model for any domain or,
+                                of format 3, for one (:mod:`heads.stored_adaptation`)
 ``/decision``                   how label sets are made (:mod:`heads.stored_decisions`); files
                                 of format 1 have a threshold alone, in ``provenance``
 attribute ``provenance``        caches, command, versions, scores (JSON)
@@ -24,6 +23,7 @@ attribute ``provenance``        caches, command, versions, scores (JSON)
 from __future__ import annotations
 
 import json
+import numbers
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -36,14 +36,14 @@ import numpy as np
 from featcache.atomic import replacing
 from heads.blending import Blend
 from heads.decisions import Decision
-from heads.domain_heads import AdaptedModel
+from heads.domain_heads import DomainHead
 from heads.given import GivenScores
-from heads.stored_adaptation import read_adapted, write_adapted
+from heads.stored_adaptation import ADAPTED, read_adapted, write_adapted
 from heads.stored_decisions import plain_params, plain_value, read_decision, write_decision
 from heads.stored_estimators import read_estimator, write_estimator
 from heads.stored_scores import OutOfFold, put_strings, read_oof, strings, write_oof
 
-FORMAT = 2
+FORMAT = 3  # if there is the head of one domain in it, else 2, which older versions read as well
 # Of a blend, where they are.
 _HONEST = ("domains_", "nested_", "nested_score_", "optimism_")
 # What reading a file raises in which something is missing, cut off or of another shape.
@@ -57,7 +57,7 @@ class Head:
     Attributes
     ----------
     estimator : DropoutRidge, DropoutRidgeCV, DropoutLogistic, DropoutLogisticCV, AdaptedModel
-        Fitted, of several labels. Or GivenScores: somebody else's model, in blends only.
+        Fitted, of several labels. Or DomainHead; in blends also GivenScores, somebody else's.
     classes, names : (K,) str
     network_id : str or None
         Of the network that its features come from.
@@ -68,7 +68,7 @@ class Head:
     provenance : dict
         JSON.
     decision : Decision or None
-        Fitted on the out-of-fold scores of the target; None: the threshold in `provenance`.
+        Fitted on the target's out-of-fold scores; None: `provenance`'s threshold, or the model's.
     """
 
     estimator: Any
@@ -227,12 +227,14 @@ def open_content(path: str | os.PathLike[str]) -> h5py.File:
         file = h5py.File(path, "r")
     except OSError as error:
         reason = "no such file" if not os.path.exists(path) else f"not an HDF5 file ({error})"
+        reason = "is a folder" if os.path.isdir(path) else reason
         raise ValueError(f"{path}: {reason}; give a file made by `heads fit` or `blend`") from error
     kind, version = file.attrs.get("kind"), file.attrs.get("format")
-    if kind in ("head", "blend") and version is not None and version <= FORMAT:
+    ours = str(kind) in ("head", "blend") and isinstance(version, numbers.Integral)
+    if ours and version <= FORMAT:
         return file
     file.close()
-    if kind not in ("head", "blend") or version is None:
+    if not ours:
         raise ValueError(f"{path}: no head or blend; give a file of `heads fit` or `heads blend`")
     raise ValueError(f"{path}: format {version}, this version reads up to {FORMAT}; upgrade")
 
@@ -241,14 +243,14 @@ def open_content(path: str | os.PathLike[str]) -> h5py.File:
 
 
 def _write_head(group: h5py.Group, head: Head) -> None:
-    _put_attributes(group, kind="head", format=FORMAT, provenance=head.provenance)
+    _put_attributes(group, kind="head", format=_format([head]), provenance=head.provenance)
     put_strings(group, "classes/id", head.classes)
     put_strings(group, "classes/name", head.names)
     if head.network_id is not None:
         group.attrs["network_id"] = head.network_id
     if isinstance(head.estimator, GivenScores):
         _put_attributes(group, given=asdict(head.estimator))
-    elif isinstance(head.estimator, AdaptedModel):
+    elif isinstance(head.estimator, ADAPTED):
         write_adapted(group.create_group("adapted"), head.estimator)
     else:
         write_estimator(group, head.estimator)
@@ -282,7 +284,7 @@ def _read_head(group: h5py.Group, mapped: bool = False, lazy: bool = False) -> H
         provenance=json.loads(group.attrs["provenance"]),
         decision=decision,
     )
-    if not isinstance(estimator, (GivenScores, AdaptedModel)):
+    if not isinstance(estimator, (GivenScores, *ADAPTED)):
         rows, values = group["coef/rows"][()], group["coef/values"][()]
         if head.by_reference or (lazy and "coef_init" not in group):
             head._changed = rows, values
@@ -296,19 +298,13 @@ def _read_head(group: h5py.Group, mapped: bool = False, lazy: bool = False) -> H
 
 def _write_blend(group: h5py.Group, stored: StoredBlend) -> None:
     blend = stored.blend
+    kept = ("threshold_", "score_", "n_features_in_", *(k for k in _HONEST if hasattr(blend, k)))
+    fitted = {key: plain_value(getattr(blend, key)) for key in kept}
     _put_attributes(
         group,
         kind="blend",
-        format=FORMAT,
-        estimator={
-            "params": plain_params(blend),
-            "fitted": {
-                "threshold_": plain_value(blend.threshold_),
-                "score_": plain_value(blend.score_),
-                "n_features_in_": blend.n_features_in_,
-                **{key: getattr(blend, key) for key in _HONEST if hasattr(blend, key)},
-            },
-        },
+        format=_format(stored.models),
+        estimator={"params": plain_params(blend), "fitted": fitted},
         provenance=stored.provenance,
     )
     group["weights"] = blend.weights_
@@ -344,6 +340,10 @@ def _read_blend(group: h5py.Group) -> StoredBlend:
 
 
 # ------------------------------------------------------------------------ parts
+
+
+def _format(heads: Iterable[Head]) -> int:
+    return FORMAT if any(isinstance(head.estimator, DomainHead) for head in heads) else 2
 
 
 def _read_decision(group: h5py.Group, n_labels: int) -> Decision | None:

@@ -1,5 +1,7 @@
 """How is an adapted model kept in a group of an HDF5 file, and read back to the same bits?
 
+A model for any domain:
+
 ==================================  ================================================
 attribute ``facts``                 numbers, the test for label shift, the constants (JSON)
 ``network/W``, ``network/b``        the network's own last layer
@@ -10,6 +12,15 @@ attribute ``facts``                 numbers, the test for label shift, the const
 ==================================  ================================================
 
 The decision is kept by the head that the model is part of.
+
+Its head for one domain, which decides by itself:
+
+==================================  ================================================
+attribute ``frozen``                gate, share, weights of the first views, signs and steps (JSON)
+``adapted/W``, ``b``; ``source``    the two linear heads
+``bias``                            (K,), where labelled rows moved the logits
+``decision``                        see :mod:`heads.stored_decisions`
+==================================  ================================================
 """
 
 from __future__ import annotations
@@ -23,10 +34,15 @@ import numpy as np
 
 from heads.alignment import MOMENTS, Moments
 from heads.decisions import Decision, ExpectedFBeta
-from heads.domain_heads import AdaptedModel, DomainConfig, DomainMoments
+from heads.domain_heads import AdaptedModel, DomainConfig, DomainHead, DomainMoments
 from heads.experts import Linear
-from heads.gate import GateConfig
+from heads.gate import Gate, GateConfig
 from heads.labelshift import LabelShiftTest
+from heads.steps import Step
+from heads.stored_decisions import read_decision, write_decision
+from heads.viewed import ViewedHead
+
+ADAPTED = (AdaptedModel, DomainHead)
 
 _NUMBERS = (
     "source_first",
@@ -38,8 +54,88 @@ _NUMBERS = (
 )
 
 
-def write_adapted(group: h5py.Group, model: AdaptedModel) -> None:
-    """Write a model into an empty group."""
+def write_adapted(group: h5py.Group, model: AdaptedModel | DomainHead) -> None:
+    """Write a model into an empty group.
+
+    Raises
+    ------
+    ValueError
+        If the head of a domain decides by a rule of a class that cannot be stored.
+    """
+    if isinstance(model, DomainHead):
+        _write_frozen(group, model)
+    else:
+        _write_model(group, model)
+
+
+def read_adapted(
+    group: h5py.Group, n_labels: int, decision: Decision | None
+) -> AdaptedModel | DomainHead:
+    """A model that gives the same predictions as the one that was written.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        If the group is damaged.
+    """
+    if is_frozen(group):
+        return _read_frozen(group, n_labels)
+    return _read_model(group, n_labels, decision)
+
+
+def is_frozen(group: h5py.Group) -> bool:
+    """Whether the group holds the head of one domain, not a model for any."""
+    return "frozen" in group.attrs
+
+
+def steps_of(group: h5py.Group) -> tuple[Step, ...]:
+    """What was done to the one domain, and why."""
+    return tuple(Step(*texts) for texts in json.loads(group.attrs["frozen"])["steps"])
+
+
+# ------------------------------------------------------------------ for one domain
+
+
+def _write_frozen(group: h5py.Group, head: DomainHead) -> None:
+    facts: dict[str, Any] = {"gate": float(head.gate_), "share": float(head.share)}
+    facts["signs"] = {name: float(value) for name, value in asdict(head.signs).items()}
+    facts["steps"] = [[step.step, step.effect, step.reason] for step in head.steps]
+    for name, part in (("adapted", head.adapted), ("source", head.source)):
+        group[f"{name}/W"], group[f"{name}/b"] = part.head.W, part.head.b
+        facts[f"{name}_first"] = float(part.first)
+    if head.bias is not None:
+        group["bias"] = head.bias
+    write_decision(group.create_group("decision"), head.decision)
+    group.attrs["frozen"] = json.dumps(facts)
+
+
+def _read_frozen(group: h5py.Group, n_labels: int) -> DomainHead:
+    facts = json.loads(group.attrs["frozen"])
+    bias = group["bias"][()] if "bias" in group else None
+    if bias is not None and bias.shape != (n_labels,):
+        raise ValueError(f"bias has shape {bias.shape}; expected ({n_labels},)")
+    adapted, source = (
+        ViewedHead(_head(group, name, n_labels), facts[f"{name}_first"])
+        for name in ("adapted", "source")
+    )
+    if adapted.head.W.shape != source.head.W.shape:
+        raise ValueError("the two heads do not have the same features")
+    return DomainHead(
+        adapted=adapted,
+        source=source,
+        gate_=facts["gate"],
+        share=facts["share"],
+        bias=bias,
+        decision=read_decision(group["decision"], n_labels),
+        signs=Gate(**facts["signs"]),
+        steps=steps_of(group),
+    )
+
+
+# ------------------------------------------------------------------- for any domain
+
+
+def _write_model(group: h5py.Group, model: AdaptedModel) -> None:
     facts: dict[str, Any] = {name: float(getattr(model, name)) for name in _NUMBERS}
     facts |= {"config": asdict(model.config), "label_shift": asdict(model.label_shift)}
     facts["moments"] = list(model.targets)
@@ -56,14 +152,7 @@ def write_adapted(group: h5py.Group, model: AdaptedModel) -> None:
     group.attrs["facts"] = json.dumps(facts)
 
 
-def read_adapted(group: h5py.Group, n_labels: int, decision: Decision | None) -> AdaptedModel:
-    """A model that gives the same predictions as the one that was written.
-
-    Raises
-    ------
-    ValueError, KeyError, TypeError
-        If the group is damaged.
-    """
+def _read_model(group: h5py.Group, n_labels: int, decision: Decision | None) -> AdaptedModel:
     facts = json.loads(group.attrs["facts"])
     facts.setdefault("labels_per_image", 0.0)  # older files predict as they did
     config = {"counted": 0.0} | facts["config"]

@@ -18,10 +18,10 @@ import h5py
 import numpy as np
 
 from heads.base import label_numbers
-from heads.domain_heads import AdaptedModel
 from heads.logistic import DropoutLogistic, DropoutLogisticCV
 from heads.platt import PlattScaling
 from heads.ridge import DropoutRidge, DropoutRidgeCV
+from heads.stored_adaptation import ADAPTED
 from heads.stored_decisions import plain_params, plain_value
 
 ESTIMATORS = {
@@ -41,7 +41,7 @@ def write_estimator(group: h5py.Group, estimator: Any) -> None:
     """
     name = type(estimator).__name__
     if name not in ESTIMATORS:
-        known = [*ESTIMATORS, AdaptedModel.__name__]
+        known = [*ESTIMATORS, *(cls.__name__ for cls in ADAPTED)]
         raise ValueError(f"cannot store a {name}; only {', '.join(known)}")
     fitted = {k: v for k, v in vars(estimator).items() if k.endswith("_") and k not in _APART}
     fitted = {k: v for k, v in fitted.items() if not k.startswith("oof_")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -301,6 +302,70 @@ def test_an_adapted_model_is_frozen_for_its_domain(data, adapted, tmp_path, own,
     np.testing.assert_allclose(p, wanted, atol=FLOAT16)
     np.testing.assert_array_equal(chosen, p >= np.float32(about["threshold"]))
     assert 0 < chosen.mean() < 1
+
+
+@pytest.fixture(scope="module")
+def of_domain(data, adapted):
+    """The model with a head in its place that some labelled rows have moved, a threshold kept."""
+    cache, stored = FeatureCache(data / "cache.h5"), load(adapted / "adapted.h5")
+    rows = cache.training()
+    Y = np.maximum(rows["Y"].toarray(), np.arange(4) == 2)  # one label is everywhere here
+    head = stored.estimator.for_domain(cache.features, (rows["X"], Y))
+    assert np.abs(head.bias).max() > 0.05
+    return replace(stored, estimator=head)
+
+
+@pytest.mark.parametrize("ending", ["pt", "onnx"])
+def test_a_stored_head_of_a_domain_is_exported_with_its_bias(
+    data, of_domain, tmp_path, ending, capsys
+):
+    out = tmp_path / f"model.{ending}"
+    path = save(tmp_path / "head.h5", of_domain)
+    assert main(["export", str(path), "--run", str(data / "run"), "--out", str(out)]) == 0
+    assert "expected F2" in capsys.readouterr().out
+    pixels = pixels_of(data)
+    p, chosen, about = run_file(out, pixels)
+    head, features = of_domain.estimator, FeatureCache(data / "cache.h5").features
+    wanted = Predictor.open(path, [data / "cache.h5"]).predict_proba()
+    np.testing.assert_allclose(p, wanted, atol=FLOAT16)
+    unmoved = replace(head, bias=None).predict_proba(features)
+    assert np.abs(p - unmoved).max() > 3 * FLOAT16
+    np.testing.assert_array_equal(chosen, p >= np.float32(about["threshold"]))
+    np.testing.assert_allclose(run_file(out, pixels[4:9])[0], p[4:9], atol=1e-6)
+
+
+def test_a_bias_of_any_size_leaves_probabilities(data, of_domain, tmp_path):
+    """The same as predict_proba gives, also where logits are far from zero."""
+    bias = np.array([-30.0, 30.0, 0.0, 2.0])
+    head = replace(of_domain, estimator=replace(of_domain.estimator, bias=bias))
+    run = runs.Run.open(data / "run")
+    exported = put_back(run, run.load_network(), tuned(head, 0.5))
+    p, _, _ = run_file(
+        write_program(exported, tmp_path / "model.pt", {}, head.names), pixels_of(data)
+    )
+    wanted = head.estimator.predict_proba(FeatureCache(data / "cache.h5").features)
+    np.testing.assert_allclose(p, wanted, atol=FLOAT16)
+
+
+def test_a_head_of_a_domain_needs_a_cut_and_no_domain(data, of_domain, tmp_path, capsys):
+    whole = save(tmp_path / "whole.h5", of_domain)
+    bare = save(tmp_path / "bare.h5", replace(of_domain, oof={}, decision=None))
+    cut = replace(of_domain, oof={}, decision=None, provenance={"threshold": 0.25})
+    words = ["--run", str(data / "run"), "--out", str(tmp_path / "model.pt")]
+    cache = str(data / "cache.h5")
+    assert main(["export", str(whole), *words, "--domain", cache]) == 2
+    assert "is the same in all domains" in capsys.readouterr().err
+    assert main(["export", str(bare), *words]) == 2
+    assert "keep out-of-fold scores or a threshold" in capsys.readouterr().err
+    path = save(tmp_path / "cut.h5", cut)
+    assert main(["export", str(path), *words]) == 0
+    assert "note:" not in capsys.readouterr().out
+    _, chosen, about = run_file(tmp_path / "model.pt", pixels_of(data))
+    assert about["threshold"] == 0.25
+    assert about["chosen as the head does"]
+    predictor = Predictor.open(path, [cache])
+    sure = np.abs(predictor.predict_proba() - 0.25) > FLOAT16
+    np.testing.assert_array_equal(chosen[sure], predictor.predict().toarray()[sure])
 
 
 def test_a_domain_is_for_adapted_models_of_that_network(data, adapted, tmp_path, capsys):

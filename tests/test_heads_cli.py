@@ -490,6 +490,18 @@ def test_labels_that_are_too_rare_keep_the_weights_of_the_network(
         assert "coef_init" not in file
 
 
+@pytest.mark.parametrize(
+    ("verb", "flag"), [("fit", "--seed"), ("fit", "--min-positives"), ("adapt", "--seed")]
+)
+def test_numbers_below_zero_are_refused_by_flag_and_value(
+    verb: str, flag: str, data: Path, tmp_path: Path, run: Run
+) -> None:
+    out = tmp_path / "h.h5"
+    words = [data / "stage_1/net0.h5", "--source", data / "validation/net0.h5", "--out", out]
+    refused(run(verb, *words, flag, -3), f"heads: {flag} -3: expected at least 0")
+    assert not out.exists()
+
+
 def test_source_rows_are_chosen_by_the_seed(data: Path, tmp_path: Path) -> None:
     cache = FeatureCache(data / "validation/net0.h5")
     chosen = sampled(cache, 50, 0).ids.tolist()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from featcache.cli import main
 from featcache.errors import InputError
 from featcache.owncode import load_object, source_digest
 
@@ -116,3 +117,41 @@ def test_a_module_that_lacks_a_dependency_says_which(write: Write) -> None:
         load_object("very_own:turned", "augmentation")
     with pytest.raises(InputError, match="no_such_dependency"):
         digest()
+
+
+@pytest.mark.parametrize(
+    ("code", "line", "reason"),
+    [
+        ("x = 1\ndef turned(:\n", 2, "SyntaxError: invalid syntax"),
+        ("\n\n1 / 0\n", 3, "ZeroDivisionError: division by zero"),
+        ("raise ValueError('two\\nlines')\n", 1, "ValueError: two"),
+        ("import sys\nsys.exit()\n", 2, "SystemExit: "),
+        ("def inner():\n    raise KeyError('gone')\ninner()\n", 2, "KeyError: 'gone'"),
+    ],
+)
+def test_a_module_that_fails_says_where_and_why(
+    code: str, line: int, reason: str, write: Write, tmp_path: Path
+) -> None:
+    write(code)
+    for call in (lambda: load_object("very_own:turned", "--arch"), digest):
+        with pytest.raises(InputError) as caught:
+            call()
+        message = str(caught.value)
+        assert "'very_own:turned'" in message
+        assert f"{tmp_path / 'very_own.py'}, line {line} " in message
+        assert reason in message
+        assert "\n" not in message
+
+
+def test_the_command_line_says_it_in_one_line(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("def turned(:\n")
+    weights, classes = tmp_path / "w.safetensors", tmp_path / "classes.csv"
+    weights.write_bytes(b"")
+    classes.write_text("label_code,description\na,a\n")
+    words = ["--weights", weights, "--classes", classes, "--out", tmp_path / "run"]
+    assert main(["import", "--arch", "very_own:turned", *map(str, words)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("featcache: --arch 'very_own:turned': importing 'very_own' fails in ")
+    assert error.count("\n") == 1

@@ -308,6 +308,11 @@ def _nothing(path: Path) -> None:
     path.unlink()
 
 
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def _cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
 
@@ -354,7 +359,11 @@ def _without_attribute(name: str) -> Callable[[h5py.File], None]:
         (_cache, "no head or blend"),
         (_inside(_without_attribute("kind")), "no head or blend"),
         (_inside(_without_attribute("format")), "no head or blend"),
-        (_inside(_attribute("format", 3)), "format 3, this version reads up to 2; upgrade"),
+        (_folder, "is a folder; give a file made by `heads fit` or `blend`"),
+        (_inside(_attribute("format", "two")), "no head or blend"),
+        (_inside(_attribute("format", [1, 2])), "no head or blend"),
+        (_inside(_attribute("kind", ["head", "blend"])), "no head or blend"),
+        (_inside(_attribute("format", 4)), "format 4, this version reads up to 3; upgrade"),
         (_inside(_without("coef")), "damaged"),
         (_inside(_without("coef/values")), "damaged"),
         (_inside(_without("classes/id")), "damaged"),

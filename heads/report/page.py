@@ -13,6 +13,7 @@ import numpy as np
 
 from featcache import __version__
 from heads.chain import described
+from heads.domain_heads import DomainHead
 from heads.galleries import gallery
 from heads.labeltable import LabelTable, label_table
 from heads.markup import Markup, asset, element, joined, table
@@ -20,6 +21,7 @@ from heads.metrics import bootstrap_interval, paired_bootstrap_interval
 from heads.report.contents import TARGET, Contents
 from heads.report.pictures import pictures
 from heads.results import honest_text
+from heads.storage import Head
 
 _LABEL_ROWS = 1000
 
@@ -192,7 +194,7 @@ def _models(found: Contents) -> Markup:
         "model": [found.names[m] for m in order],
         "network": [found.network(model) for model in models],
         "weight": found.weights[order].tolist(),
-        "method": [str(f.get("method", "")) for f in facts],
+        "method": [_method(model) for model in models],
         "dropout": [_rate(model) for model in models],
         "score": [float(f.get("score", np.nan)) for f in facts],
         "source weight": [float(f.get("source_weight", np.nan)) for f in facts],
@@ -206,14 +208,21 @@ def _models(found: Contents) -> Markup:
             filterable=len(found.models) > 5,
         )
     ]
-    for name, told in zip(columns["model"], facts, strict=True):
-        if told.get("explanation"):
-            parts.append(_folded(f"How {name} was adapted", str(told["explanation"])))
+    for name, model in zip(columns["model"], models, strict=True):
+        of_domain = isinstance(model.estimator, DomainHead)
+        told = model.estimator.explain() if of_domain else model.provenance.get("explanation")
+        if told:
+            parts.append(_folded(f"How {name} was adapted", str(told)))
     return joined(parts)
 
 
 def _folded(name: str, content: str) -> Markup:
     return element("details", element("summary", name), element("pre", content, tabindex=0))
+
+
+def _method(model: Head) -> str:
+    frozen = isinstance(model.estimator, DomainHead)
+    return "domain head" if frozen else str(model.provenance.get("method", ""))
 
 
 def _rate(model: Any) -> float:
