@@ -57,7 +57,11 @@ class TrainingConfig:
     out: str = required(
         "folder of the run; the same command goes on where it stopped", metavar="RUN"
     )
-    classes: str = option("", "only these classes: a file with a column label_code", metavar="CSV")
+    classes: str = option(
+        "",
+        "only these classes, in this order: a file label_code,description or label_code",
+        metavar="CSV",
+    )
     descriptions: str = option("", "names of classes: label_code,description", metavar="CSV")
     unlisted: str = option("negative", "what a label in no file means", choices=UNLISTED)
     validation: str = option(
