@@ -7,7 +7,7 @@ inside ``joblib.parallel_config("dask")``, to the workers of a cluster that see 
     from joblib import parallel_config
 
     with Client("tcp://scheduler:8786"), parallel_config("dask"):
-        sweep(SweepConfig(["caches/stage_1"], grid="grid.toml", out="fitted"))
+        sweep(SweepConfig(["caches/stage_1"], grid="grid.toml", out="swept"))
 
 Workers should have one thread each (``dask worker --nthreads 1``): a head uses several threads.
 """
