@@ -12,6 +12,7 @@ import torch
 
 from featcache import batches
 from featcache.annotations import Labels, labels_of
+from featcache.atomic import refuse_unwritable
 from featcache.embedding import Embedder
 from featcache.entries import Entries
 from featcache.errors import InputError
@@ -150,6 +151,7 @@ def extract(config: ExtractionConfig) -> Path | None:
     share = share_from(os.environ)
     if share.world == 1 and is_at_rest(config.out):  # else it may be ours, just finished
         refuse_existing(Path(config.out), config.overwrite)
+    refuse_unwritable(config.out)
     if config.threads:
         torch.set_num_threads(config.threads)
     embedder = Embedder.load(config)

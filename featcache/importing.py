@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from featcache import runs
+from featcache.atomic import refuse_unwritable_folder
 from featcache.errors import InputError, reason_of
 from featcache.labelfiles import read_class_table
 from featcache.networks import (
@@ -101,6 +102,7 @@ def import_checkpoint(config: ImportConfig) -> Imported:
 
 
 def _refuse_used(out: Path, overwrite: bool) -> None:
+    refuse_unwritable_folder(out)
     if not out.exists():
         return
     others = [path.name for path in out.iterdir() if path.name not in runs.FILES]

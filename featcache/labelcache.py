@@ -67,7 +67,8 @@ def _entries(paths: list[str | os.PathLike[str]], folder: str | os.PathLike[str]
             arrays: dict[str, Any] = {**entries.pack()}
             np.savez(file, **arrays)
     except (OSError, InputError) as error:
-        print(f"{target}: labels cannot be kept, so they are read again next time ({error})")
+        reason = getattr(error.__cause__, "strerror", None) or error
+        print(f"{target}: labels cannot be kept, so they are read again next time ({reason})")
     return entries
 
 

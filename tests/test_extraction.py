@@ -322,6 +322,15 @@ def test_ids_give_the_rows(
     assert cache.labels.known.tolist() == [True, False, True, False, True, True]
 
 
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_else(
+    settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "x.h5"
+    with pytest.raises(InputError, match=rf"{out}: cannot be written .* is no folder\); choose"):
+        extract(ExtractionConfig(**settings(out=str(out), run=str(tmp_path / "nowhere"))))
+
+
 def test_ids_that_are_nowhere_are_refused(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("mistaken\n")
     with pytest.raises(InputError, match=r"ids\.txt: none of its 1 ids .* 'mistaken'"):

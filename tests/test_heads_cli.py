@@ -829,6 +829,29 @@ def test_options_that_cannot_work_are_refused(
     refused(run("fit", cache, "--out", tmp_path), tmp_path, "is a folder; give the name of a file")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fit", "CACHE"],
+        ["adapt", "CACHE", "--source", "CACHE"],
+        ["blend", "HEAD"],
+        ["predict", "HEAD", "--caches", "CACHE"],
+        ["export", "HEAD", "--run", "RUN"],
+        ["report", "HEAD"],
+        ["sweep", "CACHE", "--grid", "GRID"],
+        ["refit", ".", "--caches", "CACHE"],
+    ],
+)
+def test_every_verb_tries_its_out_before_anything_else(
+    words: list[str], tmp_path: Path, run: Run
+) -> None:
+    """What it would be made of is not even there."""
+    file = tmp_path / "truth.csv"
+    file.write_text("mine")
+    out = file / "x.h5"
+    refused(run(*words, "--out", out), f"{out}: cannot be written ({file} is no folder)", "--out")
+
+
 def test_a_cut_that_says_nothing_is_told(tmp_path: Path, run: Run) -> None:
     rng = np.random.default_rng(0)
     cache = tmp_path / "none.h5"

@@ -379,6 +379,14 @@ def test_a_run_is_replaced_only_on_demand(bring: Bring, tmp_path: Path) -> None:
     assert names == {runs.CONFIG, runs.CLASSES, runs.WEIGHTS}
 
 
+def test_a_file_in_place_of_the_folder_is_told(bring: Bring, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    refused(lambda: bring(state(), out=str(tmp_path / "file")), "file: is a file; give --out")
+    deeper = tmp_path / "file" / "run"
+    refused(lambda: bring(state(), out=str(deeper)), f"{deeper}: cannot be written", "no folder")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_folder_of_other_files_is_left_alone(bring: Bring, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
