@@ -337,13 +337,26 @@ def labels_of(
     unlisted: Unlisted = "negative",
 ) -> Labels:
     """Entries over the classes of a list, or the sorted positive ones; see :func:`read_labels`."""
-    labels = _matrices(entries, None if classes is None else read_classes(classes), unlisted)
+    wanted = None if classes is None else read_classes(classes)
+    _refuse_separators(entries, wanted)
+    labels = _matrices(entries, wanted, unlisted)
     if descriptions is None:
         return labels
     name_of = read_descriptions(descriptions)
     return replace(
         labels, names=np.array([name_of.get(c, c) for c in labels.classes.tolist()], dtype=np.str_)
     )
+
+
+def _refuse_separators(entries: Entries, wanted: np.ndarray | None) -> None:
+    """``/m/a, /m/b``: the comma would become part of a class id, and the label be lost."""
+    listed = set() if wanted is None else set(wanted.tolist())
+    for name, place in entries.doubtful.items():
+        if name not in listed:
+            raise InputError(
+                f"{place}: expected class ids separated by spaces alone, got {name!r}; take the "
+                f"{name[-1]!r} away (it may stay where a list of classes has just this id)"
+            )
 
 
 def _matrices(entries: Entries, wanted: np.ndarray | None, unlisted: Unlisted) -> Labels:

@@ -330,6 +330,8 @@ def run(parser: argparse.ArgumentParser, argv: Iterable[str] | None) -> int:
     except BrokenPipeError:
         _hush()
         return 1
+    except KeyboardInterrupt:
+        return _interrupted(parser)
     try:
         status: int | None = arguments.function(arguments)
         sys.stdout.flush()  # a reader that has gone shows here, not while Python shuts down
@@ -338,8 +340,7 @@ def run(parser: argparse.ArgumentParser, argv: Iterable[str] | None) -> int:
         print(f"{parser.prog}: {stop}", file=sys.stderr)
         return stop.status
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return 130
+        return _interrupted(parser)
     except BrokenPipeError:
         _hush()
         return 1
@@ -348,6 +349,11 @@ def run(parser: argparse.ArgumentParser, argv: Iterable[str] | None) -> int:
             traceback.print_exc()
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
+
+
+def _interrupted(parser: argparse.ArgumentParser) -> int:
+    print(f"{parser.prog}: interrupted", file=sys.stderr)
+    return 130
 
 
 def _flush_or_hush() -> None:

@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from featcache.errors import InputError
-from featcache.labelfiles import Codes, read_entries
+from featcache.labelfiles import Codes, Doubtful, read_entries
 
 
 class Entries:
@@ -24,6 +24,8 @@ class Entries:
         Image << 32 | class of each entry, sorted.
     confidences : ndarray of float32
         Of each entry; 0 is a verified negative.
+    doubtful : dict of str to str
+        Class ids that end in what may have been meant to separate them, and where they are.
     """
 
     def __init__(self) -> None:
@@ -31,6 +33,7 @@ class Entries:
         self.classes = Codes("a class id", spaces=False)
         self.keys = np.zeros(0, np.int64)
         self.confidences = np.zeros(0, np.float32)
+        self.doubtful: Doubtful = {}
 
     @classmethod
     def read(cls, paths: Sequence[str | os.PathLike[str]]) -> Entries:
@@ -43,7 +46,7 @@ class Entries:
         """
         entries = cls()
         for path in paths:
-            entries.merge(*read_entries(path, entries.ids, entries.classes))
+            entries.merge(*read_entries(path, entries.ids, entries.classes, entries.doubtful))
         return entries
 
     def merge(self, images: array, labels: array, confidences: array) -> None:
@@ -73,6 +76,15 @@ class Entries:
     def columns(self) -> np.ndarray:
         """Number of the class of each entry, int32."""
         return self.keys.astype(np.int32)  # the low 32 bits
+
+    def strange(self, classes: np.ndarray, ids: np.ndarray) -> list[str]:
+        """Positive labels of some images that are none of `classes`, as they first appeared."""
+        names = np.array(list(self.classes), dtype=np.str_)
+        others = ~np.isin(names, classes)
+        chosen = np.isin(np.array(list(self.ids), dtype=np.str_), ids)
+        found = (self.confidences > 0) & others[self.columns] & chosen[self.rows]
+        strangers: list[str] = names[np.unique(self.columns[found])].tolist()
+        return strangers
 
     def pack(self) -> dict[str, np.ndarray]:
         """Arrays that hold all of it, about 5 bytes an entry and 17 an image.

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from featcache import batches
-from featcache.annotations import Labels, read_labels
+from featcache.annotations import Labels, labels_of
+from featcache.atomic import refuse_unwritable
 from featcache.embedding import Embedder
+from featcache.entries import Entries
 from featcache.errors import InputError
 from featcache.filling import fill
 from featcache.imagefacts import file_sizes
@@ -63,8 +65,9 @@ def choose_labels(
     """Labels of the rows in the classes of the network; says how many images have none."""
     if not config.labels:
         return None
-    labels = read_labels(
-        config.labels,
+    entries = Entries.read(config.labels)
+    labels = labels_of(
+        entries,
         classes=run.path / CLASSES,
         unlisted="unknown" if config.unlisted == "unknown" else "negative",
     )
@@ -73,11 +76,13 @@ def choose_labels(
     inside = sum(m.nnz for m in (selected.positives, selected.negatives) if m is not None)
     outside = int(selected.outside.sum())
     if say:
+        strange = entries.strange(run.classes, images.ids) if outside else []
         print(
             f"{int(selected.known.sum()):,} of {len(images):,} images have labels"
             f"; {int(unused.sum()):,} labelled images are not among them"
             + (f" ({' '.join(labels.ids[unused][:3])} ...)" if unused.any() else "")
-            + f"; {outside:,} labels are of no class of the network" * bool(outside),
+            + f"; {outside:,} labels are of no class of the network" * bool(outside)
+            + (f" ({' '.join(strange[:3])}{' ...' * (len(strange) > 3)})" if strange else ""),
             flush=True,
         )
     if not selected.known.any():
@@ -146,6 +151,7 @@ def extract(config: ExtractionConfig) -> Path | None:
     share = share_from(os.environ)
     if share.world == 1 and is_at_rest(config.out):  # else it may be ours, just finished
         refuse_existing(Path(config.out), config.overwrite)
+    refuse_unwritable(config.out)
     if config.threads:
         torch.set_num_threads(config.threads)
     embedder = Embedder.load(config)

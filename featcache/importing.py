@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from featcache import runs
+from featcache.atomic import refuse_unwritable_folder
 from featcache.errors import InputError, reason_of
 from featcache.labelfiles import read_class_table
 from featcache.networks import (
@@ -33,6 +34,7 @@ from featcache.views import Preprocessing
 PARTS = ("state_dict_ema", "model_ema", "state_dict", "model")
 # Written by older versions of PyTorch without it; no part of the function.
 OPTIONAL = "num_batches_tracked"
+_POINTER = b"version https://git-lfs"
 _NAMES = 3
 
 State = Mapping[str, torch.Tensor]
@@ -100,6 +102,7 @@ def import_checkpoint(config: ImportConfig) -> Imported:
 
 
 def _refuse_used(out: Path, overwrite: bool) -> None:
+    refuse_unwritable_folder(out)
     if not out.exists():
         return
     others = [path.name for path in out.iterdir() if path.name not in runs.FILES]
@@ -153,6 +156,11 @@ def read_state(path: str, part: str = "") -> tuple[State, str]:
 
 
 def _read(path: str) -> Any:
+    with open(path, "rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise InputError(
+                f"{path}: a pointer of git-lfs, not the checkpoint itself; run git lfs pull there"
+            )
     if path.endswith(".safetensors"):
         try:
             return safetensors.torch.load_file(path)
@@ -168,9 +176,12 @@ def _read(path: str) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         kind = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"holds a {kind[1]}" if kind else "holds more than tensors and plain values"
+        if kind is None:  # no object of any kind: text, say; torch's own advice is to run it
+            raise InputError(
+                f"{path}: not a readable checkpoint; copy it again, or save it as .safetensors"
+            ) from error
         raise InputError(
-            f"{path}: {what}, which might run code; save the weights alone: "
+            f"{path}: holds a {kind[1]}, which might run code; save the weights alone: "
             "torch.save(model.state_dict(), FILE)"
         ) from error
     except Exception as error:  # whatever bytes make of a parser

@@ -16,7 +16,7 @@ from featcache.disk import hash_ranges
 from featcache.entries import Entries
 from featcache.errors import InputError
 
-FORMAT = 1  # part of the key: another layout is another file
+FORMAT = 2  # part of the key: another layout, or other checks, make another file
 LEAST_BYTES = 2**24  # smaller files are read in a second or two
 
 
@@ -60,12 +60,15 @@ def _entries(paths: list[str | os.PathLike[str]], folder: str | os.PathLike[str]
     if kept is not None:
         return kept
     entries = Entries.read(paths)
+    if entries.doubtful:  # which is refused with file and line, unless a list of classes has it
+        return entries
     try:
         with replacing(target) as temporary, open(temporary, "wb") as file:
             arrays: dict[str, Any] = {**entries.pack()}
             np.savez(file, **arrays)
     except (OSError, InputError) as error:
-        print(f"{target}: labels cannot be kept, so they are read again next time ({error})")
+        reason = getattr(error.__cause__, "strerror", None) or error
+        print(f"{target}: labels cannot be kept, so they are read again next time ({reason})")
     return entries
 
 

@@ -11,11 +11,13 @@ from itertools import chain
 from featcache.errors import InputError
 
 LIST_HEADER = ["image_id", "labels"]
+SEPARATORS = (",", ";")  # what people put between class ids in place of spaces
 _CLASS_COLUMN = "label_code"
 _LONGEST = 255  # characters of an id, which is also the name of a file
 
 Rows = Iterator[tuple[int, list[str]]]
 Entries = tuple[array, array, array]  # image codes, class codes (int32), confidences (float32)
+Doubtful = dict[str, str]  # class ids, and where they were first met
 
 
 class Malformed(Exception):
@@ -104,16 +106,18 @@ def shown(row: list[str]) -> str:
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
-def read_entries(path: str | os.PathLike[str], ids: Codes, classes: Codes) -> Entries:
+def read_entries(
+    path: str | os.PathLike[str], ids: Codes, classes: Codes, doubtful: Doubtful | None = None
+) -> Entries:
     """Entries of a label file of any format; new ids and classes are added to the codes."""
     rows = read_rows(path)
     line, first = first_row(path, rows)
     if first == LIST_HEADER:
-        return read_lists(path, rows, ids, classes)
+        return read_lists(path, rows, ids, classes, doubtful)
     if "ImageID" in first or "LabelName" in first:
         return _read_table(path, first, rows, ids, classes)
     if len(first) == 2 and first[1].startswith("/"):
-        return read_lists(path, chain([(line, first)], rows), ids, classes)
+        return read_lists(path, chain([(line, first)], rows), ids, classes, doubtful)
     if first[0] == _CLASS_COLUMN:
         raise InputError(f"{path}, line {line}: expected labels of images, got a list of classes")
     raise InputError(
@@ -122,8 +126,17 @@ def read_entries(path: str | os.PathLike[str], ids: Codes, classes: Codes) -> En
     )
 
 
-def read_lists(path: str | os.PathLike[str], rows: Rows, ids: Codes, classes: Codes) -> Entries:
-    """Entries of the rows ``id,class class ...``; an image without labels gets a code only."""
+def read_lists(
+    path: str | os.PathLike[str],
+    rows: Rows,
+    ids: Codes,
+    classes: Codes,
+    doubtful: Doubtful | None = None,
+) -> Entries:
+    """Entries of the rows ``id,class class ...``; an image without labels gets a code only.
+
+    `doubtful` is told of class ids that end as if something else than spaces separated them.
+    """
     images, labels = array("i"), array("i")
     seen = set()
     for line, row in rows:
@@ -133,9 +146,14 @@ def read_lists(path: str | os.PathLike[str], rows: Rows, ids: Codes, classes: Co
             image = ids[row[0]]
             if image in seen:
                 raise Malformed(f"expected each image once, got {row[0]} again")
-            codes = {classes[name] for name in row[1].split()}
+            names = row[1].split()
+            codes = {classes[name] for name in names}
         except Malformed as fault:
             raise InputError(f"{path}, line {line}: {fault}") from None
+        if doubtful is not None and ("," in row[1] or ";" in row[1]):
+            for name in names:
+                if name.endswith(SEPARATORS):
+                    doubtful.setdefault(name, f"{path}, line {line}")
         seen.add(image)
         images.extend([image] * len(codes))
         labels.extend(codes)

@@ -31,6 +31,11 @@ LEAST_IN_EXTRACTION: dict[str, float] = {"batch_size": 1, "workers": 0, "threads
 PRECISIONS = ("auto", "bf16", "float32")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 UNLISTED = ("negative", "unknown")
+_LABEL_FILES = (
+    "; CSV image_id,labels (class ids separated by spaces) or "
+    "ImageID,Source,LabelName,Confidence (a label a row; confidence 0: it is not there); an id is "
+    "the file's name without its ending"
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class TrainingConfig:
 
     images: str = required("folder of image files, named by their ids", metavar="DIR")
     labels: list[str] = required(
-        "label file; repeat it for several, the first one to name a label of an image counts",
+        "label file; repeat it for several, the first one to name a label of an image counts"
+        + _LABEL_FILES,
         action="append",
         metavar="CSV",
     )
@@ -51,7 +57,11 @@ class TrainingConfig:
     out: str = required(
         "folder of the run; the same command goes on where it stopped", metavar="RUN"
     )
-    classes: str = option("", "only these classes: a file with a column label_code", metavar="CSV")
+    classes: str = option(
+        "",
+        "only these classes, in this order: a file label_code,description or label_code",
+        metavar="CSV",
+    )
     descriptions: str = option("", "names of classes: label_code,description", metavar="CSV")
     unlisted: str = option("negative", "what a label in no file means", choices=UNLISTED)
     validation: str = option(
@@ -174,7 +184,10 @@ class ExtractionConfig:
     images: str = required("folder of image files", metavar="DIR")
     out: str = required("the cache; the same command goes on where it stopped", metavar="CACHE.h5")
     labels: list[str] = option(
-        [], "label file; repeat it for several", action="append", metavar="CSV"
+        [],
+        "label file; repeat it for several" + _LABEL_FILES,
+        action="append",
+        metavar="CSV",
     )
     unlisted: str = option("negative", "what a label in no file means", choices=UNLISTED)
     ids: str = option(

@@ -16,6 +16,7 @@ import timm
 import torch
 
 from featcache import announcements, batches, runs
+from featcache.atomic import refuse_unwritable_folder
 from featcache.checkpoints import State, checkpoint, open_folder, write_log
 from featcache.console import Interrupted, Progress, StopRequest, duration
 from featcache.curves import can_draw, draw_curves
@@ -347,6 +348,7 @@ def train(config: TrainingConfig) -> Path:
     has started share the work; the first one writes the folder.
     """
     with joined(config.device) as world:
+        world.first_does(lambda: refuse_unwritable_folder(config.out))
         trainer = Trainer(config, world)
         lock = world.first_does(lambda: _locked(trainer.path))
         try:

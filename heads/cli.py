@@ -32,12 +32,13 @@ EPILOG = """examples:
       --method ridge --out heads/resnet101_both.h5
   heads adapt caches/stage_1/resnet101.h5 --source caches/validation/resnet101.h5 \\
       --out adapted/resnet101.h5
-  heads sweep caches/stage_1 --source caches/validation --grid grid.toml --out heads
-  heads list heads --sort f2
+  heads sweep caches/stage_1 --source caches/validation --grid grid.toml --out swept
+  heads list swept --sort f2
   heads info heads/resnet101.h5
   heads compare heads/resnet101.h5 heads/resnet101_both.h5
-  heads refit heads --caches caches_again --out heads_again
+  heads refit swept --caches caches_again --out swept_again
   heads blend heads/*.h5 --out blend.h5
+  heads blend swept/*.h5 --max-source-loss 0 --out blend_both.h5
   heads predict blend.h5 --caches caches/stage_2 --out submission.csv
   heads score submission.csv --labels solution.csv
   heads score submission.csv --labels solution.csv --json

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featcache import CacheSet, FeatureCache
+from featcache.atomic import refuse_unwritable_folder
 from featcache.console import option, required
 from heads.adapting import AdaptConfig
 from heads.catalogue import Entry, list_entries, read_entry
@@ -25,7 +26,6 @@ from heads.sweep import (
     changed_input,
     in_the_way,
     make_all,
-    refuse_file,
 )
 
 
@@ -63,7 +63,7 @@ def refit(config: RefitConfig) -> Refit:
         raise ValueError(
             f"{config.folder}: its heads would be replaced; pass --overwrite or give --out DIR"
         )
-    refuse_file(config.out or config.folder)
+    refuse_unwritable_folder(config.out or config.folder)
     listing = list_entries([config.folder], sort="name")
     new = list(CacheSet(config.caches).caches)
     fits: list[FitConfig | AdaptConfig] = []

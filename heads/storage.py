@@ -33,7 +33,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from featcache.atomic import replacing
+from featcache.atomic import refuse_unwritable, replacing
 from heads.blending import Blend
 from heads.decisions import Decision
 from heads.domain_heads import DomainHead
@@ -188,8 +188,7 @@ def refuse_existing(
     ValueError
         Naming the path and the remedy.
     """
-    if os.path.isdir(path):
-        raise ValueError(f"{path}: is a folder; give the name of a file")
+    refuse_unwritable(path)
     if os.path.exists(path) and not overwrite:
         raise ValueError(f"{path}: exists already; pass --overwrite or choose another --out")
     if os.path.exists(path) and any(os.path.samefile(path, i) for i in inputs if os.path.exists(i)):

@@ -7,7 +7,7 @@ inside ``joblib.parallel_config("dask")``, to the workers of a cluster that see 
     from joblib import parallel_config
 
     with Client("tcp://scheduler:8786"), parallel_config("dask"):
-        sweep(SweepConfig(["caches/stage_1"], grid="grid.toml", out="fitted"))
+        sweep(SweepConfig(["caches/stage_1"], grid="grid.toml", out="swept"))
 
 Workers should have one thread each (``dask worker --nthreads 1``): a head uses several threads.
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 import joblib
 
 from featcache import CacheSet, FeatureCache, layout
+from featcache.atomic import refuse_unwritable_folder
 from featcache.cacheset import short
 from featcache.console import Interrupted, Progress, option, required
 from featcache.disk import hash_file
@@ -85,25 +86,13 @@ def sweep(config: SweepConfig) -> Sweep:
     Raises
     ------
     ValueError
-        If the grid or the caches are wrong; before anything is made.
+        If the grid or the caches are wrong, or `out` takes no files; before anything is made.
     Interrupted
         By Ctrl-C, saying how to go on.
     """
-    refuse_file(config.out)
+    refuse_unwritable_folder(config.out)
     fits = planned(config)
     return make_all(*_sorted_out(fits), config.out, config)
-
-
-def refuse_file(folder: str) -> None:
-    """Heads go into a folder.
-
-    Raises
-    ------
-    ValueError
-        If there is a file of its name.
-    """
-    if os.path.exists(folder) and not os.path.isdir(folder):
-        raise ValueError(f"{folder}: is a file; give --out the name of a folder")
 
 
 def make_all(

@@ -253,6 +253,27 @@ def test_paths_that_cannot_be_read_are_named(tmp_path):
         read_labels([])
 
 
+@pytest.mark.parametrize("content", ["image_id,labels\ni,/m/a\n{}\n", "h,/m/a\ni,/m/a\n{}\n"])
+@pytest.mark.parametrize("row", ['j,"/m/a, /m/b"', "j,/m/a; /m/b", 'j,"/m/b , /m/a"'])
+def test_class_ids_separated_by_more_than_spaces_are_refused(write, content, row):
+    """The comma would become part of a class id, which no list of classes has."""
+    path = write("labels.csv", content.format(row))
+    sign = ";" if ";" in row else ","
+    expected = rf"labels\.csv, line 3: .* spaces alone, got '\S*{sign}'; take the '{sign}' away"
+    with pytest.raises(InputError, match=expected):
+        read_labels([path])
+    with pytest.raises(InputError, match=expected):
+        read_labels([path], write("classes.csv", "label_code\n/m/a\n/m/b\n"))
+
+
+def test_a_class_id_may_end_in_a_comma_where_the_list_of_classes_has_it(write):
+    path = write("labels.csv", 'image_id,labels\ni,"yes, no"\n')
+    labels = read_labels([path], write("classes.csv", 'label_code\n"yes,"\nno\n'))
+    assert as_dict(labels) == {"i": {"yes,": 1, "no": 1}}
+    table = write("table.csv", TABLE + 'i,h,"yes,",1\n')  # a field of its own: nothing to mistake
+    assert as_dict(read_labels([table])) == {"i": {"yes,": 1}}
+
+
 def test_a_fault_in_any_file_names_that_file(write):
     good = write("good.csv", "image_id,labels\ni,/m/a\n")
     bad = write("bad.csv", TABLE + "i,h,/m/a,2\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,29 @@ def test_every_verb_has_an_example_that_is_right(command: str) -> None:
             assert program == command
             arguments = COMMANDS[command].parser().parse_args(words)  # exits if it is wrong
             assert arguments.function == verb.get_default("function")
+
+
+@pytest.mark.parametrize("place", ["README.md", "heads --help"])
+def test_commands_can_be_typed_in_the_order_in_which_they_are_told(place: str) -> None:
+    """No result has the name of an earlier one; blends on both domains are of heads that know both.
+
+    A folder of heads that were fitted without --source as well would be refused there.
+    """
+    readme = (Path(heads.cli.__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    text = readme if place == "README.md" else heads.cli.EPILOG
+    made: dict[str, bool] = {}  # file or folder -> whether it knows the validation images
+    for line in re.findall(r"^ +heads (.*)$", text.replace("\\\n", " "), re.MULTILINE):
+        arguments = heads.cli.parser().parse_args(line.partition("#")[0].split())
+        if getattr(arguments, "max_source_loss", None) is not None:
+            folders = {str(Path(name).parent) for name in arguments.heads}
+            of_them = [both for out, both in made.items() if str(Path(out).parent) in folders]
+            assert all([*of_them, *(made.get(folder, True) for folder in folders)]), line
+        if out := getattr(arguments, "out", ""):
+            assert out not in made, line
+            folder = str(Path(out).parent)
+            assert folder == "." or folder not in made, line
+            made[out] = bool(getattr(arguments, "source", ""))
+    assert len(made) >= 8
 
 
 def test_examples_of_a_verb_keep_their_continued_lines() -> None:

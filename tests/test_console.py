@@ -256,6 +256,15 @@ def test_errors_are_one_line(
     assert captured.err.count("\n") == 1
 
 
+def test_an_interrupt_while_words_are_read_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tool(lambda arguments: 0)
+    monkeypatch.setattr(made, "parse_args", raising(KeyboardInterrupt()))
+    assert run(made, []) == 130
+    assert capsys.readouterr().err == "tool: interrupted\n"
+
+
 def test_debug_shows_where(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tool(raising(InputError("x.csv: wrong"))), ["--debug"]) == 2
     error = capsys.readouterr().err

@@ -322,6 +322,15 @@ def test_ids_give_the_rows(
     assert cache.labels.known.tolist() == [True, False, True, False, True, True]
 
 
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_else(
+    settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "x.h5"
+    with pytest.raises(InputError, match=rf"{out}: cannot be written .* is no folder\); choose"):
+        extract(ExtractionConfig(**settings(out=str(out), run=str(tmp_path / "nowhere"))))
+
+
 def test_ids_that_are_nowhere_are_refused(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("mistaken\n")
     with pytest.raises(InputError, match=r"ids\.txt: none of its 1 ids .* 'mistaken'"):
@@ -349,7 +358,7 @@ def test_labels_stand_beside_their_images(
     cache = extracted(**settings(labels=[str(file)]))
     printed = capsys.readouterr().out
     assert "4 of 38 images have labels; 1 labelled images are not among them (absent" in printed
-    assert "1 labels are of no class of the network" in printed
+    assert "1 labels are of no class of the network (purple)\n" in printed
     labels = cache.labels
     assert labels is not None
     assert cache.classes.tolist() == ["blue", "green", "red", "white"]
@@ -384,6 +393,20 @@ def test_unlisted_labels_can_be_unknown(settings: Settings, tmp_path: Path) -> N
         [True, False, True, False],
         [False, True, False, False],
     ]
+
+
+def test_three_labels_of_no_class_are_named(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first ones of these images, neither refuted ones nor those of other images."""
+    (tmp_path / "human.csv").write_text(
+        "ImageID,Source,LabelName,Confidence\n"
+        "elsewhere,human,azure,1\ni000,human,beige,0\ni000,human,red,1\ni001,human,rose,1\n"
+        "i000,human,ecru,1\ni002,human,rose,1\ni001,human,amber,1\ni003,human,teal,1\n"
+    )
+    extracted(**settings(labels=[str(tmp_path / "human.csv")]))
+    printed = capsys.readouterr().out
+    assert "5 labels are of no class of the network (rose ecru amber ...)\n" in printed
 
 
 def test_no_label_of_these_images_is_refused(settings: Settings, tmp_path: Path) -> None:

@@ -99,6 +99,26 @@ def test_help_names_every_option(
     assert "(default: )" not in text
 
 
+@pytest.mark.parametrize("verb", ["train", "extract"])
+def test_help_says_what_a_label_file_is(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for part in ("image_id,labels (class ids separated by spaces)", "LabelName,Confidence"):
+        assert part in text
+    assert "an id is the file's name without its ending" in text
+
+
+@pytest.mark.parametrize("verb", ["train", "import"])
+def test_help_says_what_a_list_of_classes_is(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its header is either of these two, and no other with such a column."""
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert "a file label_code,description or label_code" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 def test_help_of_the_whole_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for flag, words in [
         ("--help", ["train", "import", "extract", "info", "verify", "merge", "examples:"]),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,6 +30,7 @@ from heads import (
     commands,
     cross_val_fbeta,
 )
+from heads.__main__ import main as command
 from heads.cacherows import sampled
 from heads.commands import FitConfig
 from heads.decisions import best_global_threshold
@@ -857,6 +860,29 @@ def test_options_that_cannot_work_are_refused(
     refused(run("fit", cache, "--out", tmp_path), tmp_path, "is a folder; give the name of a file")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fit", "CACHE"],
+        ["adapt", "CACHE", "--source", "CACHE"],
+        ["blend", "HEAD"],
+        ["predict", "HEAD", "--caches", "CACHE"],
+        ["export", "HEAD", "--run", "RUN"],
+        ["report", "HEAD"],
+        ["sweep", "CACHE", "--grid", "GRID"],
+        ["refit", ".", "--caches", "CACHE"],
+    ],
+)
+def test_every_verb_tries_its_out_before_anything_else(
+    words: list[str], tmp_path: Path, run: Run
+) -> None:
+    """What it would be made of is not even there."""
+    file = tmp_path / "truth.csv"
+    file.write_text("mine")
+    out = file / "x.h5"
+    refused(run(*words, "--out", out), f"{out}: cannot be written ({file} is no folder)", "--out")
+
+
 def test_a_cut_that_says_nothing_is_told(tmp_path: Path, run: Run) -> None:
     rng = np.random.default_rng(0)
     cache = tmp_path / "none.h5"
@@ -866,3 +892,51 @@ def test_a_cut_that_says_nothing_is_told(tmp_path: Path, run: Run) -> None:
     result = run("fit", cache, "--cv", "3", "--dropout", "0.1", "--out", tmp_path / "head.h5")
     assert result.status == 0
     assert "note: the best cut gives every image no label" in result.out
+
+
+# ----------------------------------------------------------------------- Ctrl-C
+
+
+# Ctrl-C when the module of that name is asked for.
+INTERRUPTED = """
+import os, runpy, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+sys.argv = ["heads", "list", "nowhere"]
+{start}
+"""
+STARTS = {
+    "python -m heads": 'runpy.run_module("heads", run_name="__main__", alter_sys=True)',
+    "the command": "from heads.__main__ import main; sys.exit(main())",
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("name", ["numpy", "sklearn.base", "heads.catalogue"])
+def test_an_interrupt_while_modules_are_loaded_is_one_line(name: str, start: str) -> None:
+    code = INTERRUPTED.format(name=name, start=STARTS[start])
+    root = Path(cli.__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "heads: interrupted\n")
+
+
+def test_the_installed_command_is_the_one_that_can_be_interrupted() -> None:
+    settings = configparser.ConfigParser()
+    settings.read(Path(cli.__file__).parent.parent / "setup.cfg")
+    scripts = settings["options.entry_points"]["console_scripts"].split("\n")
+    assert "heads = heads.__main__:main" in scripts
+
+
+def test_a_command_leaves_the_handling_of_interrupts_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "argv", ["heads", "list", "nowhere"])
+    assert command() == 1
+    assert "nowhere" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before

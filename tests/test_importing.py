@@ -325,6 +325,25 @@ def test_damaged_files(bring: Bring, tmp_path: Path, name: str, content: bytes |
     refused(lambda: bring({}, weights=str(path)), f"{path}: ", "copy it again")
 
 
+@pytest.mark.parametrize("content", [b"version 2\n", b"<html>not found</html>"])
+def test_what_holds_no_object_is_not_accused_of_code(
+    bring: Bring, tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "x.pth"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        bring({}, weights=str(path))
+    assert str(error.value).startswith(f"{path}: not a readable checkpoint; copy it again")
+    assert "code" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_a_pointer_of_git_lfs_is_told(bring: Bring, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    refused(lambda: bring({}, weights=str(path)), str(path), "a pointer of git-lfs", "git lfs pull")
+
+
 def test_other_wrong_use(bring: Bring, tmp_path: Path) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"weights": str(tmp_path / "gone.pt")}, "gone.pt: no such file; check --weights"),
@@ -358,6 +377,14 @@ def test_a_run_is_replaced_only_on_demand(bring: Bring, tmp_path: Path) -> None:
     assert_holds(bring(state(2), overwrite=True), state(2))
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {runs.CONFIG, runs.CLASSES, runs.WEIGHTS}
+
+
+def test_a_file_in_place_of_the_folder_is_told(bring: Bring, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    refused(lambda: bring(state(), out=str(tmp_path / "file")), "file: is a file; give --out")
+    deeper = tmp_path / "file" / "run"
+    refused(lambda: bring(state(), out=str(deeper)), f"{deeper}: cannot be written", "no folder")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_folder_of_other_files_is_left_alone(bring: Bring, tmp_path: Path) -> None:

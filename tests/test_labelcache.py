@@ -153,6 +153,15 @@ def test_faults_of_the_files_are_told_as_ever(files: list[Path], tmp_path: Path)
     assert not (tmp_path / "kept").exists()
 
 
+def test_a_comma_after_a_class_id_is_told_with_its_line_every_time(
+    files: list[Path], tmp_path: Path
+) -> None:
+    files[0].write_text('image_id,labels\na,"/m/1, /m/2"\n')
+    for _ in range(2):
+        with pytest.raises(InputError, match=r", line 2: .* spaces alone, got '/m/1,'"):
+            read_labels_cached(files, folder=tmp_path / "kept")
+
+
 def test_small_files_leave_nothing(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labelcache, "LEAST_BYTES", 10**6)
     read_labels_cached(files)

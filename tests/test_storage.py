@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from scipy.sparse import csr_matrix
 from sklearn.base import clone
 
 from heads import Blend, DropoutLogistic, DropoutLogisticCV, DropoutRidge, DropoutRidgeCV
-from heads.storage import Head, OutOfFold, StoredBlend, load, save
+from heads.storage import Head, OutOfFold, StoredBlend, load, refuse_existing, save
 from tests import synthetic
 
 W0, B0 = synthetic.last_layer()
@@ -291,6 +293,44 @@ def test_a_failure_leaves_no_file_and_keeps_the_old_one(
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["head.h5"]
+
+
+def _denied(*_: object, **__: object) -> None:
+    raise PermissionError(13, "Permission denied", "/there/.x.h5.a1b2c3d4")
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "early"),
+    [(tempfile, "TemporaryFile", True), (tempfile, "mkstemp", False), (os, "replace", False)],
+)
+def test_a_place_that_takes_no_file_is_told_by_the_name_asked_for(
+    module: Any,
+    name: str,
+    early: bool,
+    simple: Head,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "there" / "x.h5"
+    out.parent.mkdir()
+    monkeypatch.setattr(module, name, _denied)
+    with pytest.raises(ValueError, match="cannot be written") as error:
+        refuse_existing(out, False) if early else save(out, simple)
+    told = f"{out}: cannot be written (Permission denied); choose another --out"
+    assert str(error.value) == told
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_place_is_tried_without_a_trace(tmp_path: Path) -> None:
+    refuse_existing(tmp_path / "new" / "folder" / "x.h5", False)
+    refuse_existing(tmp_path / "x.h5", False)
+    assert list(tmp_path.iterdir()) == []
+    file = tmp_path / "file.csv"
+    file.write_text("mine")
+    told = rf"file\.csv/new/x\.h5: cannot be written \({file} is no folder\); choose another --out"
+    with pytest.raises(ValueError, match=told):
+        refuse_existing(file / "new" / "x.h5", False)
+    assert file.read_text() == "mine"
 
 
 def test_only_heads_are_stored(tmp_path: Path) -> None:

@@ -532,6 +532,15 @@ def test_a_folder_with_other_files_is_refused(settings: Settings, tmp_path: Path
     assert [item.name for item in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
+def test_a_run_that_cannot_be_written_is_refused_before_anything_else(
+    settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "run"
+    with pytest.raises(InputError, match=rf"{out}: cannot be written .* is no folder\); choose"):
+        train(TrainingConfig(**settings(out=str(out), labels=[str(tmp_path / "nowhere.csv")])))
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"architectures": ["other"]}', '{"format": 99}'])
 def test_a_configuration_of_something_else_is_refused(
     settings: Settings, tmp_path: Path, text: str
