@@ -44,7 +44,7 @@ import h5py
 import numpy as np
 
 from featcache.annotations import Labels
-from featcache.contents import CacheContents, decoded, encoded, labels_from, plain
+from featcache.contents import CacheContents, checksums, decoded, encoded, labels_from, plain
 from featcache.disk import hash_ranges
 from featcache.errors import InputError
 
@@ -136,18 +136,8 @@ def complete(
         told = plain(dict(provenance))
         file.attrs["provenance"] = json.dumps(told)
         found = {name: file[name][()] for name in _SHAPES if name in file}
-        file.attrs["sha256"] = json.dumps(_checksums(found, told))
+        file.attrs["sha256"] = json.dumps(checksums(found, told))
         file.attrs["format"] = FORMAT
-
-
-def _checksums(arrays: Mapping[str, np.ndarray], provenance: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of everything but the features, whose blocks have theirs, by its name."""
-    parts: dict[str, Any] = {
-        name: np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
-        for name, value in arrays.items()
-    }
-    texts = {"provenance": json.dumps(provenance).encode()}
-    return {name: hashlib.sha256(data).hexdigest() for name, data in {**parts, **texts}.items()}
 
 
 def _printable(reason: str) -> str:
@@ -182,7 +172,7 @@ def read_contents(path: str | os.PathLike[str]) -> CacheContents:
         ids=ids,
         views=views,
         dim=dim,
-        labels=labels_from(arrays, ids, classes, unlisted),
+        labels=labels_from(path, arrays, ids, classes, unlisted),
         classes=classes,
         class_names=None if names is None else decoded(names),
         weight=arrays.get("head/weight"),
@@ -223,7 +213,7 @@ class CacheFile:
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 of all arrays, from their hashes; not of the provenance, which tells dates."""
-        sums = self.checksums or _checksums(self.arrays, {})
+        sums = self.checksums or checksums(self.arrays, {})
         told = {name: value for name, value in sorted(sums.items()) if name != "provenance"}
         return hashlib.sha256(json.dumps([self.identity, told]).encode()).hexdigest()
 
@@ -250,25 +240,38 @@ class CacheFile:
     @cached_property
     def reasons(self) -> dict[int, str]:
         """Why a row is not valid, by row."""
-        rows = np.flatnonzero(~self.arrays["valid"])
-        return dict(zip(rows.tolist(), self._texts("skipped/reason").tolist(), strict=True))
+        rows, reasons = np.flatnonzero(~self.arrays["valid"]), self._texts("skipped/reason")
+        if len(rows) != len(reasons):
+            raise InputError(
+                f"{self.path}: damaged, {len(rows):,} rows are invalid by /valid and "
+                f"/skipped/reason has {len(reasons):,} reasons; make or copy it again"
+            )
+        return dict(zip(rows.tolist(), reasons.tolist(), strict=True))
 
     @cached_property
     def labels(self) -> Labels | None:
         """None where nothing is known."""
+        # They are read in full now, so hashing them costs little.
+        changed = self.damaged("labels/")
+        if changed:
+            raise InputError(
+                f"{self.path}: damaged, /{changed[0]} is not what was written; "
+                "make or copy it again"
+            )
         unlisted = self.provenance.get("unlisted", "negative")
-        return labels_from(self.arrays, self.ids, self.classes, unlisted)
+        return labels_from(self.path, self.arrays, self.ids, self.classes, unlisted)
 
     def blocks(self) -> list[tuple[int, str]]:
         """(first row, SHA-256 of the bytes) of each run of rows."""
         starts, hashes = self.arrays["blocks/start"], self._texts("blocks/sha256")
         return list(zip(starts.tolist(), hashes.tolist(), strict=True))
 
-    def damaged(self) -> list[str]:
-        """What beside the features is not what was written."""
-        now = _checksums(self.arrays, self.provenance)
-        names = sorted(self.checksums.keys() | now.keys()) if self.checksums else []
-        return [name for name in names if now.get(name) != self.checksums.get(name)]
+    def damaged(self, group: str = "") -> list[str]:
+        """What beside the features is not what was written; of names that begin with `group`."""
+        arrays = {name: value for name, value in self.arrays.items() if name.startswith(group)}
+        now, then = checksums(arrays, self.provenance), self.checksums
+        names = sorted(name for name in then.keys() | now.keys() if name.startswith(group))
+        return [name for name in names if now.get(name) != then.get(name)] if then else []
 
     def bad_blocks(self) -> list[tuple[int, int]]:
         """Runs of rows [start, stop) whose bytes have another hash; O(1) memory."""
@@ -287,7 +290,12 @@ class CacheFile:
         return bad
 
     def _texts(self, name: str) -> np.ndarray:
-        return decoded(self.arrays[name]) if name in self.arrays else np.zeros(0, np.str_)
+        try:
+            return decoded(self.arrays[name]) if name in self.arrays else np.zeros(0, np.str_)
+        except UnicodeDecodeError:
+            raise InputError(
+                f"{self.path}: damaged, /{name} is no UTF-8; make or copy it again"
+            ) from None
 
 
 def read(path: str | os.PathLike[str]) -> CacheFile:

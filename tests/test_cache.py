@@ -498,6 +498,68 @@ def test_damaged_parts_are_named(
         FeatureCache(cache.path)
 
 
+@pytest.mark.parametrize("hashed", [True, False])
+@pytest.mark.parametrize(
+    ("part", "at", "value"),
+    [
+        ("labels/indptr", 0, 1),
+        ("labels/indptr", 2, 2**40),
+        ("labels/indptr", 2, -5),
+        ("labels/indptr", 5, 3),
+        ("labels/indices", 1, 2**30),
+        ("labels/indices", 1, 3),
+        ("labels/indices", 1, -1),
+        ("labels/negative/indptr", 1, 99),
+        ("labels/negative/indices", 0, 2**30),
+        ("labels/data", 1, np.nan),
+    ],
+)
+def test_damaged_labels_are_refused_before_they_are_used(
+    cache: FeatureCache,
+    capsys: pytest.CaptureFixture[str],
+    part: str,
+    at: int,
+    value: float,
+    hashed: bool,
+) -> None:
+    """Also in files from before there were hashes: SciPy would read whatever lies in memory."""
+    with h5py.File(cache.path, "r+") as file:
+        file[part][at] = value
+        if not hashed:
+            del file.attrs["sha256"]
+    named = f"/{part}" if hashed or "data" not in part else "a positive has confidence nan"
+    for look in (
+        lambda: FeatureCache(cache.path).labels,
+        lambda: FeatureCache(cache.path).select(["a"]).training(),
+        lambda: layout.read_contents(cache.path) if not hashed else FeatureCache(cache.path).labels,
+    ):
+        with pytest.raises(InputError, match=rf"x\.h5: damaged.*{named}.*; make or copy it again"):
+            look()
+    assert main(["info", str(cache.path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_labels_that_are_other_ones_are_refused(cache: FeatureCache) -> None:
+    """A class number within bounds tells nothing by itself: only its hash does."""
+    with h5py.File(cache.path, "r+") as file:
+        file["labels/indices"][0] = 1 - file["labels/indices"][0]
+    damaged = FeatureCache(cache.path)
+    with pytest.raises(InputError, match=r"x\.h5: damaged, /labels/indices is not what was"):
+        damaged.training()
+    assert damaged.damaged() == ["labels/indices"]
+
+
+def test_reasons_that_are_too_few_and_texts_that_are_none(cache: FeatureCache) -> None:
+    with h5py.File(cache.path, "r+") as file:
+        file["valid"][0] = False
+    with pytest.raises(InputError, match=r"x\.h5: damaged, 2 rows are invalid by /valid and /sk"):
+        FeatureCache(cache.path).skipped  # noqa: B018
+    raw = cache.path.read_bytes()
+    cache.path.write_bytes(raw.replace("bé".encode(), b"b\xff\xff"))
+    with pytest.raises(InputError, match=r"x\.h5: damaged, /ids is no UTF-8"):
+        FeatureCache(cache.path).ids  # noqa: B018
+
+
 def test_compressed_features_are_refused(cache: FeatureCache) -> None:
     with h5py.File(cache.path, "r+") as file:
         data = file["features"][:]
