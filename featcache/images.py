@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import os
+import shlex
 import stat
 import warnings
 from collections import Counter
@@ -24,9 +26,11 @@ EXTENSIONS = frozenset(
 # Pillow goes by content, not by ending, and knows formats that run other programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # Trouble of the machine, which may have passed when the command is run again.
-MACHINE_ERRORS = frozenset(
-    {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
-)
+_PERMISSION = frozenset({errno.EACCES, errno.EPERM})
+_TROUBLE = "EIO EMFILE ENFILE ENOMEM ESTALE ETIMEDOUT ENOTCONN ENOKEY EKEYEXPIRED EKEYREVOKED"
+MACHINE_ERRORS = _PERMISSION | {
+    getattr(errno, name) for name in _TROUBLE.split() if hasattr(errno, name)
+}
 
 
 class UnreadableImage(Exception):
@@ -183,6 +187,37 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
+def refuse_trouble(path: str | os.PathLike[str], error: Exception) -> None:
+    """Does nothing where the file itself is at fault.
+
+    Raises
+    ------
+    InputError
+        If `error` is trouble of the machine; says how to go on, also without the image.
+    """
+    code = error.errno if isinstance(error, OSError) else None
+    memory = isinstance(error, MemoryError) or code == errno.ENOMEM
+    if not memory and code not in MACHINE_ERRORS:
+        return
+    why = (error.strerror if isinstance(error, OSError) else None) or "not enough memory"
+    remedy = "mend that"
+    if memory:
+        remedy = "free memory or take fewer --workers"
+    elif code in _PERMISSION:
+        remedy = "check its permissions"
+    line = f"{path}: cannot be read now: {why}; {remedy} and run the same command again"
+    if memory or code == errno.EIO:  # which may be so for ever
+        with contextlib.suppress(OSError):
+            size, name = os.path.getsize(path), shlex.quote(str(path))
+            # Without the file, or with one of another size, what was begun could not go on.
+            line += (
+                "; or give this image up: with as many zero bytes in its place (mv "
+                f"{name} {name}.bad; truncate -s {size} {name}) it becomes an unreadable one "
+                "(what was begun with --hash-images must begin anew)"
+            )
+    raise InputError(line) from error
+
+
 def decode(path: str | os.PathLike[str]) -> Image.Image:
     """Decode one image file, upright, as mode RGB or L; of an animation its first frame.
 
@@ -194,8 +229,8 @@ def decode(path: str | os.PathLike[str]) -> Image.Image:
         Missing, empty, truncated, damaged, not an image, or so large that decoding it
         could exhaust memory (Pillow's limit for decompression bombs).
     InputError
-        The disk, the network or the system failed: no fault of the image, which must
-        not be marked as bad for good.
+        The disk, the network or the system failed, memory or a permission is missing: no
+        fault of the image, which must not be marked as bad for good.
     """
     try:
         with warnings.catch_warnings():
@@ -207,11 +242,7 @@ def decode(path: str | os.PathLike[str]) -> Image.Image:
                 image.load()
                 return _to_rgb(_upright(image))
     except Exception as error:  # damaged bytes make Pillow's decoders raise almost anything
-        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
-            raise InputError(
-                f"{path}: cannot be read now: {error.strerror}; mend that, or remove the file, and "
-                "run the same command again"
-            ) from error
+        refuse_trouble(path, error)
         if isinstance(error, FileNotFoundError):
             reason = "the file does not exist"
         elif isinstance(error, OSError) and os.path.isfile(path) and not os.path.getsize(path):
