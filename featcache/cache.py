@@ -350,7 +350,7 @@ class FeatureCache:
             ``"network"``, the name of what made the features, becomes the `network_id`
             together with the last layer; heads are matched with caches by it.
         overwrite : bool
-            Replace an existing file.
+            Replace an existing file, and give up an unfinished one.
 
         Raises
         ------
