@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from featcache.errors import InputError
+from featcache.folders import walk
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -72,7 +73,7 @@ class ImageSet:
 
 
 def _refuse_folder(error: OSError) -> None:
-    """os.walk would leave the folder out and say nothing."""
+    """It would be left out and nothing be said."""
     raise InputError(f"{error.filename}: cannot be listed: {error.strerror}; check its permissions")
 
 
@@ -101,14 +102,7 @@ def find_images(directory: str | os.PathLike[str]) -> ImageSet:
     if not root.is_dir():
         raise InputError(f"{root}: no such directory of images; check --images")
     found: list[tuple[str, str]] = []
-    seen: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(root, onerror=_refuse_folder, followlinks=True):
-        folders.sort()
-        about = os.stat(folder)
-        if (about.st_dev, about.st_ino) in seen:  # links may go round in circles
-            folders.clear()
-            continue
-        seen.add((about.st_dev, about.st_ino))
+    for folder, names in walk(root, _refuse_folder):
         for name in names:
             stem, ending = os.path.splitext(name)
             if ending.lower() in EXTENSIONS:
