@@ -277,6 +277,27 @@ def test_invalid_rows_keep_their_place(tmp_path: Path) -> None:
         assert file["skipped/id"].asstr()[:].tolist() == ["bé", "d"]
 
 
+@pytest.mark.parametrize("none", [None, "", " ", np.nan, np.float64("nan"), np.str_("")])
+@pytest.mark.parametrize("flags", [None, [True, True, False]])
+def test_no_reason_is_no_reason_however_it_is_written(
+    tmp_path: Path, none: Any, flags: list[bool] | None
+) -> None:
+    """As a column of a table has it."""
+    valid = None if flags is None else np.array(flags)
+    reasons = [none, none, "broken"]
+    cache = FeatureCache.write(
+        tmp_path / "x.h5", np.ones((3, 1)), ["a", "b", "c"], valid=valid, reasons=reasons
+    )
+    assert cache.valid.tolist() == [True, True, False]
+    assert cache.skipped == {"c": "broken"}
+
+
+def test_reasons_that_are_no_texts_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="reasons: number 1 is 404; give a text, or None"):
+        FeatureCache.write(tmp_path / "x.h5", np.ones((2, 1)), ["a", "b"], reasons=[None, 404])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_features_begin_on_a_page(tmp_path: Path) -> None:
     FeatureCache.write(tmp_path / "c.h5", np.zeros((3, 1000), np.float32), ["a", "b", "c"])
     with h5py.File(tmp_path / "c.h5") as file:
