@@ -18,7 +18,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from featcache.annotations import Labels, Unlisted
-from featcache.errors import InputError
+from featcache.errors import InputError, damage
 
 Names = Sequence[str] | np.ndarray
 
@@ -222,7 +222,7 @@ def labels_from(
             outside=arrays.get("labels/outside"),
         )
     except InputError as error:
-        raise InputError(f"{path}: damaged ({error}); make or copy it again") from None
+        raise damage(path, str(error)) from None
 
 
 def _csr(
@@ -245,7 +245,7 @@ def _csr(
     ):
         wrong = f"indices has others than the numbers of its {K:,} classes"
     if wrong:
-        raise InputError(f"{path}: damaged, /{group}{wrong}; make or copy it again")
+        raise damage(path, f"/{group}{wrong}")
     return csr_matrix((data.astype(np.float32), indices, indptr), shape=shape)
 
 

@@ -46,12 +46,15 @@ import numpy as np
 from featcache.annotations import Labels
 from featcache.contents import CacheContents, checksums, decoded, encoded, labels_from, plain
 from featcache.disk import hash_ranges
-from featcache.errors import InputError
+from featcache.errors import InputError, damage, reason_of
 
 FORMAT = 1
 FEATURE_DTYPE = np.dtype("<f2")
 REASON_LENGTH = 200
 _PAGE = 4096  # bytes; arrays of so many begin on a page, where copies of a map are quickest
+
+# What h5py raises where the structure of a file is damaged.
+_DAMAGE = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError)
 
 # The extent of each dataset: n images, v views, d features, K classes, others as they come.
 _SHAPES = {
@@ -162,9 +165,8 @@ def read_contents(path: str | os.PathLike[str]) -> CacheContents:
             provenance = json.loads(file.attrs["provenance"])
             dim = file["features"].shape[2]
         ids, views = decoded(arrays["ids"]), decoded(arrays["views"])
-    except (OSError, KeyError, IndexError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a readable cache ({reason})") from None
+    except _DAMAGE as error:
+        raise InputError(f"{path}: not a readable cache ({reason_of(error)})") from None
     classes = decoded(arrays["classes/id"]) if "classes/id" in arrays else np.zeros(0, np.str_)
     names = arrays.get("classes/name")
     unlisted = provenance.pop("unlisted", "negative")
@@ -242,10 +244,8 @@ class CacheFile:
         """Why a row is not valid, by row."""
         rows, reasons = np.flatnonzero(~self.arrays["valid"]), self._texts("skipped/reason")
         if len(rows) != len(reasons):
-            raise InputError(
-                f"{self.path}: damaged, {len(rows):,} rows are invalid by /valid and "
-                f"/skipped/reason has {len(reasons):,} reasons; make or copy it again"
-            )
+            what = f"{len(rows):,} rows are invalid by /valid"
+            raise damage(self.path, f"{what} and {len(reasons):,} by /skipped/reason")
         return dict(zip(rows.tolist(), reasons.tolist(), strict=True))
 
     @cached_property
@@ -254,10 +254,7 @@ class CacheFile:
         # They are read in full now, so hashing them costs little.
         changed = self.damaged("labels/")
         if changed:
-            raise InputError(
-                f"{self.path}: damaged, /{changed[0]} is not what was written; "
-                "make or copy it again"
-            )
+            raise damage(self.path, f"/{changed[0]} is not what was written")
         unlisted = self.provenance.get("unlisted", "negative")
         return labels_from(self.path, self.arrays, self.ids, self.classes, unlisted)
 
@@ -293,9 +290,7 @@ class CacheFile:
         try:
             return decoded(self.arrays[name]) if name in self.arrays else np.zeros(0, np.str_)
         except UnicodeDecodeError:
-            raise InputError(
-                f"{self.path}: damaged, /{name} is no UTF-8; make or copy it again"
-            ) from None
+            raise damage(self.path, f"/{name} is no UTF-8") from None
 
 
 def read(path: str | os.PathLike[str]) -> CacheFile:
@@ -316,17 +311,18 @@ def read(path: str | os.PathLike[str]) -> CacheFile:
             arrays = {name: np.asarray(_mapped(raw, item)) for name, item in found.items()}
             features = _mapped(raw, file["features"])
             offset = file["features"].id.get_offset()
-            provenance = json.loads(file.attrs["provenance"])
+            provenance = dict(json.loads(file.attrs["provenance"]))
             checksums = json.loads(file.attrs.get("sha256", "{}"))
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+    except InputError:
+        raise
+    except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             raise InputError(
                 f"{path}: too many open files, one of them for each cache; raise the limit "
                 "(`ulimit -n 8192`) or open fewer caches at a time"
             ) from None
-        reason = str(error).splitlines()[0]
         raise InputError(
-            f"{path}: not a readable cache ({reason}); make or copy it again"
+            f"{path}: not a readable cache ({reason_of(error)}); make or copy it again"
         ) from None
     _audit(path, features, arrays)
     return CacheFile(path, features, offset, arrays, provenance, checksums)
@@ -381,7 +377,7 @@ def _mapped(raw: np.memmap, dataset: h5py.Dataset) -> np.ndarray:
 def _audit(path: Path, features: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
     missing = [name for name in _REQUIRED if name not in arrays]
     if missing:
-        raise InputError(f"{path}: damaged, /{missing[0]} is missing; make or copy it again")
+        raise damage(path, f"/{missing[0]} is missing")
     sizes = dict(zip("nvd", features.shape, strict=True)) | {"m": len(features) + 1}
     for name, value in arrays.items():
         symbols = _SHAPES[name]
@@ -393,7 +389,4 @@ def _audit(path: Path, features: np.ndarray, arrays: Mapping[str, np.ndarray]) -
         else:
             expected = tuple(sizes.get(symbol, 0) for symbol in symbols)
         if value.shape != expected:
-            raise InputError(
-                f"{path}: damaged, /{name} has shape {value.shape}, expected {expected}; "
-                "make or copy it again"
-            )
+            raise damage(path, f"/{name} has shape {value.shape}, expected {expected}")

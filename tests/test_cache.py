@@ -519,6 +519,34 @@ def test_damaged_parts_are_named(
         FeatureCache(cache.path)
 
 
+def test_a_damaged_structure_is_one_line(
+    cache: FeatureCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bytes by which HDF5 tells what follows."""
+    raw, path = cache.path.read_bytes(), cache.path.with_name("bad.h5")
+    for mark in (b"HEAP", b"TREE", b"SNOD"):
+        path.write_bytes(raw.replace(mark, b"XXXX"))
+        for look in (FeatureCache, layout.read_contents):
+            with pytest.raises(InputError, match=r"bad\.h5: .*not a readable cache|no cache of"):
+                look(path)
+        assert main(["verify", str(path)]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, AttributeError, ValueError, KeyError])
+def test_whatever_h5py_raises_is_damage(
+    cache: FeatureCache, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise error("broken\nhere")
+
+    monkeypatch.setattr(h5py, "File", fail)
+    for look in (FeatureCache, layout.read_contents):
+        with pytest.raises(InputError, match=r"x\.h5: not a readable cache \('?broken") as caught:
+            look(cache.path)
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("hashed", [True, False])
 @pytest.mark.parametrize(
     ("part", "at", "value"),
@@ -573,7 +601,7 @@ def test_labels_that_are_other_ones_are_refused(cache: FeatureCache) -> None:
 def test_reasons_that_are_too_few_and_texts_that_are_none(cache: FeatureCache) -> None:
     with h5py.File(cache.path, "r+") as file:
         file["valid"][0] = False
-    with pytest.raises(InputError, match=r"x\.h5: damaged, 2 rows are invalid by /valid and /sk"):
+    with pytest.raises(InputError, match=r"x\.h5: damaged, 2 rows are invalid by /valid and 1 by"):
         FeatureCache(cache.path).skipped  # noqa: B018
     raw = cache.path.read_bytes()
     cache.path.write_bytes(raw.replace("bé".encode(), b"b\xff\xff"))

@@ -21,7 +21,8 @@ import safetensors.torch
 import torch
 from PIL import Image, ImageOps
 
-from featcache import FeatureCache, InputError, extraction, training
+from featcache import FeatureCache, InputError, batches, extraction, training
+from featcache.cli import main
 from featcache.console import Interrupted
 from featcache.extraction import Embedder, extract
 from featcache.settings import ExtractionConfig, TrainingConfig
@@ -683,6 +684,31 @@ def test_images_that_change_meanwhile_stop_the_extraction(
         assert_refused(options, "run.file_sizes")
     victim.write_bytes(whole)
     assert extracted(**options).features.tobytes() == unbroken.features.tobytes()
+
+
+def test_a_worker_that_is_ended_costs_a_block_and_one_line(
+    settings: Settings,
+    unbroken: FeatureCache,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real = batches.decode
+
+    def decode(path: Path) -> Image.Image:
+        if Path(path).name == "i036.png":  # as the kernel does where memory ends
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(path)
+
+    words = ["extract", *tiny.options(**settings(workers=1))]
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "decode", decode)
+        assert main(words) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("featcache: a worker process was ended")
+    assert "fewer --workers, the same command goes on" in line
+    assert main(words) == 0
+    assert "going on at" in capsys.readouterr().out
+    assert_same_cache(FeatureCache(settings()["out"]), unbroken)
 
 
 @pytest.mark.parametrize("hashed", [False, True])
