@@ -182,18 +182,30 @@ def as_rows(
 def as_reasons(
     n: int, valid: np.ndarray | None, reasons: Sequence[str | None] | None
 ) -> list[str | None]:
-    """A reason for each row that is not valid, None for the others."""
+    """A reason for each row that is not valid, None for the others.
+
+    Without flags the rows that have a reason are not valid; None, NaN and "" are none.
+    """
+    whys: list[str | None]
     if reasons is None:
-        reasons = [None] * n if valid is None else [None if ok else "not valid" for ok in valid]
-    flags = [reason is None for reason in reasons] if valid is None else [bool(ok) for ok in valid]
-    if len(reasons) != n or len(flags) != n:
-        raise InputError(f"{len(flags)} valid flags and {len(reasons)} reasons for {n} ids")
-    for row, (ok, reason) in enumerate(zip(flags, reasons, strict=True)):
-        if ok and reason is not None:
-            raise InputError(f"row {row} is valid, yet has the reason {reason!r}; drop one of them")
-    return [
-        None if ok else reason or "not valid" for ok, reason in zip(flags, reasons, strict=True)
-    ]
+        whys = [None] * n if valid is None else [None if ok else "not valid" for ok in valid]
+    else:
+        whys = [_as_reason(row, reason) for row, reason in enumerate(reasons)]
+    flags = [why is None for why in whys] if valid is None else [bool(ok) for ok in valid]
+    if len(whys) != n or len(flags) != n:
+        raise InputError(f"{len(flags)} valid flags and {len(whys)} reasons for {n} ids")
+    for row, (ok, why) in enumerate(zip(flags, whys, strict=True)):
+        if ok and why is not None:
+            raise InputError(f"row {row} is valid, yet has the reason {why!r}; drop one of them")
+    return [None if ok else why or "not valid" for ok, why in zip(flags, whys, strict=True)]
+
+
+def _as_reason(row: int, given: Any) -> str | None:
+    if isinstance(given, str):
+        return str(given) if given.strip() else None
+    if given is None or str(given) in ("nan", "<NA>"):  # as tables have them
+        return None
+    raise InputError(f"reasons: number {row} is {given!r}; give a text, or None where all is well")
 
 
 def with_network_id(

@@ -345,12 +345,12 @@ class FeatureCache:
         valid : (n,) bool, optional
             False: the row is kept as zeros and never used.
         reasons : n str or None, optional
-            Why a row is not valid.
+            Why a row is not valid; None or "" where it is.
         provenance : dict, optional
             ``"network"``, the name of what made the features, becomes the `network_id`
             together with the last layer; heads are matched with caches by it.
         overwrite : bool
-            Replace an existing file.
+            Replace an existing file, and give up an unfinished one.
 
         Raises
         ------

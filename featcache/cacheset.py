@@ -10,6 +10,7 @@ import numpy as np
 
 from featcache.cache import FeatureCache
 from featcache.errors import InputError
+from featcache.folders import walk
 from featcache.tables import as_html, as_text
 
 Place = str | os.PathLike[str] | FeatureCache
@@ -31,7 +32,7 @@ class CacheSet:
         Gives the name of a cache's image set. By default that is its folder, as seen
         from the folder that all caches have in common.
     recursive : bool
-        Whether a folder stands for the files of all folders below it, too.
+        Whether a folder stands for the files of all folders below it, too; links are followed.
 
     Attributes
     ----------
@@ -60,7 +61,7 @@ class CacheSet:
         image_set: Callable[[FeatureCache], str] | None = None,
         recursive: bool = True,
     ) -> None:
-        found = _open(places, "**/*.h5" if recursive else "*.h5")
+        found = _open(places, recursive)
         if image_set is None:
             above = _common_folder(found)
             names = [_folder(cache, above) for cache in found]
@@ -266,22 +267,30 @@ def _difference(ours: np.ndarray, theirs: np.ndarray, what: str) -> str:
     return f"number {at} is {str(ours[at])!r} and {str(theirs[at])!r}"
 
 
-def _open(places: Place | Iterable[Place], pattern: str) -> list[FeatureCache]:
-    """Every cache once, whichever places lead to it."""
+def _open(places: Place | Iterable[Place], recursive: bool) -> list[FeatureCache]:
+    """Every cache once, whichever places lead to it, and every selection that was given."""
     listed = [places] if isinstance(places, str | os.PathLike | FeatureCache) else list(places)
-    found: dict[Path, FeatureCache] = {}
+    found: dict[Path | int, FeatureCache] = {}
     for place in listed:
         if isinstance(place, FeatureCache):
-            found.setdefault(place.path.resolve(), place)
+            # Two selections of one file may be of other rows.
+            whole = place._rows is None
+            found.setdefault(place.path.resolve() if whole else id(place), place)
             continue
         path = Path(place)
-        for file in sorted(path.glob(pattern)) if path.is_dir() else [path]:
+        for file in _files(path, recursive) if path.is_dir() else [path]:
             if file.resolve() not in found:
                 found[file.resolve()] = FeatureCache(file)
     if not found:
         where = " ".join(map(str, listed)) or "an empty list"
         raise InputError(f"{where}: no .h5 file there; check the folder, or fill it by extraction")
     return list(found.values())
+
+
+def _files(folder: Path, recursive: bool) -> list[Path]:
+    """Its .h5 files, sorted; those of folders below, too, wherever links lead to."""
+    folders = walk(folder) if recursive else [next(walk(folder), ("", []))]
+    return sorted(Path(at, name) for at, names in folders for name in names if name.endswith(".h5"))
 
 
 def _common_folder(caches: Sequence[FeatureCache]) -> Path:

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Sequence
 
 from featcache import __version__
@@ -22,6 +23,7 @@ from featcache.console import (
     run,
     with_torch,
 )
+from featcache.errors import InputError
 from featcache.settings import ExtractionConfig, ImportConfig, MergeConfig, TrainingConfig
 from featcache.summary import facts, summary
 
@@ -75,28 +77,54 @@ def _extract(arguments: argparse.Namespace) -> None:
         print(summary(FeatureCache(path)))
 
 
-def _info(arguments: argparse.Namespace) -> None:
-    for path in arguments.caches:
+def _info(arguments: argparse.Namespace) -> int:
+    def show(path: str) -> bool:
         if arguments.json:
             for cache in CacheSet(path):
                 print_json(facts(cache))
         else:
             print(CacheSet(path) if os.path.isdir(path) else summary(FeatureCache(path)))
+        return True
+
+    return _each(show, arguments)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    status = 0
-    for path in arguments.caches:
+    def is_sound(path: str) -> bool:
         cache = FeatureCache(path)
         parts, bad = cache.damaged(), cache.verify()
         if bad:
-            status = 1
             rows = ", ".join(f"{start} to {stop - 1}" for start, stop in bad)
             what = f"damaged in {', '.join(parts)}, so in all" if parts else "damaged in"
             print(f"{path}: {what} rows {rows}; extract it again with --overwrite")
         else:
             print(f"{path}: every block has its hash")
-    return status
+        return not bad
+
+    return _each(is_sound, arguments)
+
+
+def _each(is_well: Callable[[str], bool], arguments: argparse.Namespace) -> int:
+    """Ask of every cache, also after one that cannot be opened; the exit status.
+
+    0 if all are well, 2 if none of them can be opened, else 1.
+    """
+    well = refused = 0
+    for path in arguments.caches:
+        try:
+            well += is_well(path)
+        except (InputError, OSError) as error:
+            if len(arguments.caches) == 1 or isinstance(error, BrokenPipeError):
+                raise
+            if arguments.debug:
+                traceback.print_exc()
+            sys.stdout.flush()  # so that lines of both kinds come in the order of the files
+            named = error if isinstance(error, InputError) else f"{path}: {error}"
+            print(f"featcache: {named}", file=sys.stderr)
+            refused += 1
+    if well == len(arguments.caches):
+        return 0
+    return 2 if refused == len(arguments.caches) else 1
 
 
 def _merge(arguments: argparse.Namespace) -> None:
@@ -154,7 +182,8 @@ VERBS = (
         "info",
         _info,
         "show what is inside a cache, in one screen",
-        "Of a folder: a table of the caches in it and below, networks by image sets.",
+        "Of a folder: a table of the caches in it and below, networks by image sets. Of several "
+        "the others are shown after one that cannot be opened; exit status 1.",
         files=("caches", "CACHE.h5|DIR"),
         json=True,
     ),
@@ -162,7 +191,8 @@ VERBS = (
         "verify",
         _verify,
         "hash every block again",
-        "Exit status 1 names the rows that are damaged.",
+        "Exit status 1 names the rows that are damaged. Of several the others are looked at after "
+        "one that cannot be opened.",
         files=("caches", "CACHE.h5"),
     ),
     Verb(

@@ -20,7 +20,7 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TextIO
 
-from featcache.errors import MissingExtra
+from featcache.errors import MissingExtra, trouble_of_torch
 
 
 class Parser(argparse.ArgumentParser):
@@ -344,10 +344,13 @@ def run(parser: argparse.ArgumentParser, argv: Iterable[str] | None) -> int:
     except BrokenPipeError:
         _hush()
         return 1
-    except (ValueError, OSError, MissingExtra) as error:
+    except (ValueError, OSError, MissingExtra, RuntimeError) as error:
+        line = trouble_of_torch(error) if isinstance(error, RuntimeError) else str(error)
+        if line is None:
+            raise
         if arguments.debug:
             traceback.print_exc()
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {line}", file=sys.stderr)
         return 2
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from featcache.annotations import Labels, Unlisted
-from featcache.errors import InputError
+from featcache.errors import InputError, damage
 
 Names = Sequence[str] | np.ndarray
 
@@ -189,29 +190,73 @@ def _label_arrays(labels: Labels) -> list[tuple[str, np.ndarray]]:
 
 
 def labels_from(
-    arrays: Mapping[str, np.ndarray], ids: np.ndarray, classes: np.ndarray, unlisted: Unlisted
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, np.ndarray],
+    ids: np.ndarray,
+    classes: np.ndarray,
+    unlisted: Unlisted,
 ) -> Labels | None:
-    """The inverse: labels out of the datasets of a file; None where there are none."""
+    """The inverse: labels out of the datasets of a file; None where there are none.
+
+    Raises
+    ------
+    InputError
+        If they are damaged; names the file and the part.
+    """
     if "labels/indptr" not in arrays:
         return None
     shape = (len(ids), len(classes))
-    columns = arrays["labels/indices"]
-    data = arrays.get("labels/data", np.ones(len(columns))).astype(np.float32)
     negatives = None
     if "labels/negative/indptr" in arrays:
-        absent = arrays["labels/negative/indices"]
-        ones = np.ones(len(absent), np.float32)
-        negatives = csr_matrix((ones, absent, arrays["labels/negative/indptr"]), shape=shape)
-    return Labels(
-        ids,
-        classes,
-        csr_matrix((data, columns, arrays["labels/indptr"]), shape=shape),
-        negatives,
-        unlisted=unlisted,
-        names=decoded(arrays["classes/name"]) if "classes/name" in arrays else None,
-        known=arrays.get("labels/known"),
-        outside=arrays.get("labels/outside"),
-    )
+        negatives = _csr(path, arrays, "labels/negative/", shape)
+    positives = _csr(path, arrays, "labels/", shape)
+    try:
+        return Labels(
+            ids,
+            classes,
+            positives,
+            negatives,
+            unlisted=unlisted,
+            names=decoded(arrays["classes/name"]) if "classes/name" in arrays else None,
+            known=arrays.get("labels/known"),
+            outside=arrays.get("labels/outside"),
+        )
+    except InputError as error:
+        raise damage(path, str(error)) from None
+
+
+def _csr(
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, np.ndarray],
+    group: str,
+    shape: tuple[int, int],
+) -> csr_matrix:
+    """A matrix of the file, checked: SciPy would follow a wrong index out of its memory."""
+    n, K = shape
+    none = np.zeros(0, np.int32)
+    indptr, indices = (arrays.get(group + part, none) for part in ("indptr", "indices"))
+    data = arrays.get(group + "data", np.ones(len(indices)))
+    rises = indptr.dtype.kind in "iu" and len(indptr) == n + 1 and np.all(indptr[:-1] <= indptr[1:])
+    wrong = ""
+    if not rises or indptr[0] != 0 or indptr[-1] != len(indices):
+        wrong = f"indptr does not rise from 0 to the {len(indices):,} indices"
+    elif len(indices) and not (
+        indices.dtype.kind in "iu" and indices.min() >= 0 and indices.max() < K
+    ):
+        wrong = f"indices has others than the numbers of its {K:,} classes"
+    if wrong:
+        raise damage(path, f"/{group}{wrong}")
+    return csr_matrix((data.astype(np.float32), indices, indptr), shape=shape)
+
+
+def checksums(arrays: Mapping[str, np.ndarray], provenance: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of everything but the features, whose blocks have theirs, by its name."""
+    parts: dict[str, Any] = {
+        name: np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+        for name, value in arrays.items()
+    }
+    texts = {"provenance": json.dumps(provenance).encode()}
+    return {name: hashlib.sha256(data).hexdigest() for name, data in {**parts, **texts}.items()}
 
 
 def plain(value: Any) -> Any:

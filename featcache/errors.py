@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
+import os
+
 
 class InputError(ValueError):
     """Wrong input; the message is one line that names the file, the value and the remedy."""
+
+
+def damage(path: str | os.PathLike[str], what: str) -> InputError:
+    """The error to raise where a file is not what was written."""
+    return InputError(f"{path}: damaged, {what}; make or copy it again")
+
+
+def trouble_of_torch(error: RuntimeError) -> str | None:
+    """What to do, in one line, where torch found too little memory; None of any other error.
+
+    Known by their texts: this module is there without torch, and the end of a worker is told by
+    a signal, wherever the program is.
+    """
+    text = str(error)
+    if text.startswith("DataLoader worker (pid"):
+        return (
+            "a worker process was ended (too little memory, or too little of /dev/shm?); take "
+            "fewer --workers, the same command goes on where it stopped"
+        )
+    if "out of memory" in text or "DefaultCPUAllocator" in text:
+        return (
+            f"no memory is left ({reason_of(error).partition('. ')[0]}); free some (of the GPU, if "
+            "it ran there) and run the same command again, which goes on where it stopped; a "
+            "smaller --batch-size begins anew, with --overwrite"
+        )
+    return None
 
 
 def reason_of(error: BaseException) -> str:

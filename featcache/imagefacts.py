@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from featcache.errors import InputError
-from featcache.images import ImageSet
+from featcache.images import ImageSet, refuse_trouble
 
 ABSENT = -1  # in place of the size of a file that is not there
 
@@ -85,6 +85,7 @@ def _hash(path: Path) -> str:
         with open(path, "rb") as file:
             while piece := file.read(2**20):
                 digest.update(piece)
-    except OSError:
+    except OSError as error:
+        refuse_trouble(path, error)  # else what may be read again by then would be another image
         return ""
     return digest.hexdigest()

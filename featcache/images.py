@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import os
+import shlex
 import stat
 import warnings
 from collections import Counter
@@ -17,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from featcache.errors import InputError
+from featcache.folders import walk
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -24,9 +27,11 @@ EXTENSIONS = frozenset(
 # Pillow goes by content, not by ending, and knows formats that run other programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # Trouble of the machine, which may have passed when the command is run again.
-MACHINE_ERRORS = frozenset(
-    {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
-)
+_PERMISSION = frozenset({errno.EACCES, errno.EPERM})
+_TROUBLE = "EIO EMFILE ENFILE ENOMEM ESTALE ETIMEDOUT ENOTCONN ENOKEY EKEYEXPIRED EKEYREVOKED"
+MACHINE_ERRORS = _PERMISSION | {
+    getattr(errno, name) for name in _TROUBLE.split() if hasattr(errno, name)
+}
 
 
 class UnreadableImage(Exception):
@@ -68,7 +73,7 @@ class ImageSet:
 
 
 def _refuse_folder(error: OSError) -> None:
-    """os.walk would leave the folder out and say nothing."""
+    """It would be left out and nothing be said."""
     raise InputError(f"{error.filename}: cannot be listed: {error.strerror}; check its permissions")
 
 
@@ -97,14 +102,7 @@ def find_images(directory: str | os.PathLike[str]) -> ImageSet:
     if not root.is_dir():
         raise InputError(f"{root}: no such directory of images; check --images")
     found: list[tuple[str, str]] = []
-    seen: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(root, onerror=_refuse_folder, followlinks=True):
-        folders.sort()
-        about = os.stat(folder)
-        if (about.st_dev, about.st_ino) in seen:  # links may go round in circles
-            folders.clear()
-            continue
-        seen.add((about.st_dev, about.st_ino))
+    for folder, names in walk(root, _refuse_folder):
         for name in names:
             stem, ending = os.path.splitext(name)
             if ending.lower() in EXTENSIONS:
@@ -183,6 +181,37 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
+def refuse_trouble(path: str | os.PathLike[str], error: Exception) -> None:
+    """Does nothing where the file itself is at fault.
+
+    Raises
+    ------
+    InputError
+        If `error` is trouble of the machine; says how to go on, also without the image.
+    """
+    code = error.errno if isinstance(error, OSError) else None
+    memory = isinstance(error, MemoryError) or code == errno.ENOMEM
+    if not memory and code not in MACHINE_ERRORS:
+        return
+    why = (error.strerror if isinstance(error, OSError) else None) or "not enough memory"
+    remedy = "mend that"
+    if memory:
+        remedy = "free memory or take fewer --workers"
+    elif code in _PERMISSION:
+        remedy = "check its permissions"
+    line = f"{path}: cannot be read now: {why}; {remedy} and run the same command again"
+    if memory or code == errno.EIO:  # which may be so for ever
+        with contextlib.suppress(OSError):
+            size, name = os.path.getsize(path), shlex.quote(str(path))
+            # Without the file, or with one of another size, what was begun could not go on.
+            line += (
+                "; or give this image up: with as many zero bytes in its place (mv "
+                f"{name} {name}.bad; truncate -s {size} {name}) it becomes an unreadable one "
+                "(what was begun with --hash-images must begin anew)"
+            )
+    raise InputError(line) from error
+
+
 def decode(path: str | os.PathLike[str]) -> Image.Image:
     """Decode one image file, upright, as mode RGB or L; of an animation its first frame.
 
@@ -194,8 +223,8 @@ def decode(path: str | os.PathLike[str]) -> Image.Image:
         Missing, empty, truncated, damaged, not an image, or so large that decoding it
         could exhaust memory (Pillow's limit for decompression bombs).
     InputError
-        The disk, the network or the system failed: no fault of the image, which must
-        not be marked as bad for good.
+        The disk, the network or the system failed, memory or a permission is missing: no
+        fault of the image, which must not be marked as bad for good.
     """
     try:
         with warnings.catch_warnings():
@@ -207,11 +236,7 @@ def decode(path: str | os.PathLike[str]) -> Image.Image:
                 image.load()
                 return _to_rgb(_upright(image))
     except Exception as error:  # damaged bytes make Pillow's decoders raise almost anything
-        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
-            raise InputError(
-                f"{path}: cannot be read now: {error.strerror}; mend that, or remove the file, and "
-                "run the same command again"
-            ) from error
+        refuse_trouble(path, error)
         if isinstance(error, FileNotFoundError):
             reason = "the file does not exist"
         elif isinstance(error, OSError) and os.path.isfile(path) and not os.path.getsize(path):

@@ -44,14 +44,17 @@ import h5py
 import numpy as np
 
 from featcache.annotations import Labels
-from featcache.contents import CacheContents, decoded, encoded, labels_from, plain
+from featcache.contents import CacheContents, checksums, decoded, encoded, labels_from, plain
 from featcache.disk import hash_ranges
-from featcache.errors import InputError
+from featcache.errors import InputError, damage, reason_of
 
 FORMAT = 1
 FEATURE_DTYPE = np.dtype("<f2")
 REASON_LENGTH = 200
 _PAGE = 4096  # bytes; arrays of so many begin on a page, where copies of a map are quickest
+
+# What h5py raises where the structure of a file is damaged.
+_DAMAGE = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError)
 
 # The extent of each dataset: n images, v views, d features, K classes, others as they come.
 _SHAPES = {
@@ -136,18 +139,8 @@ def complete(
         told = plain(dict(provenance))
         file.attrs["provenance"] = json.dumps(told)
         found = {name: file[name][()] for name in _SHAPES if name in file}
-        file.attrs["sha256"] = json.dumps(_checksums(found, told))
+        file.attrs["sha256"] = json.dumps(checksums(found, told))
         file.attrs["format"] = FORMAT
-
-
-def _checksums(arrays: Mapping[str, np.ndarray], provenance: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of everything but the features, whose blocks have theirs, by its name."""
-    parts: dict[str, Any] = {
-        name: np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
-        for name, value in arrays.items()
-    }
-    texts = {"provenance": json.dumps(provenance).encode()}
-    return {name: hashlib.sha256(data).hexdigest() for name, data in {**parts, **texts}.items()}
 
 
 def _printable(reason: str) -> str:
@@ -172,9 +165,8 @@ def read_contents(path: str | os.PathLike[str]) -> CacheContents:
             provenance = json.loads(file.attrs["provenance"])
             dim = file["features"].shape[2]
         ids, views = decoded(arrays["ids"]), decoded(arrays["views"])
-    except (OSError, KeyError, IndexError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a readable cache ({reason})") from None
+    except _DAMAGE as error:
+        raise InputError(f"{path}: not a readable cache ({reason_of(error)})") from None
     classes = decoded(arrays["classes/id"]) if "classes/id" in arrays else np.zeros(0, np.str_)
     names = arrays.get("classes/name")
     unlisted = provenance.pop("unlisted", "negative")
@@ -182,7 +174,7 @@ def read_contents(path: str | os.PathLike[str]) -> CacheContents:
         ids=ids,
         views=views,
         dim=dim,
-        labels=labels_from(arrays, ids, classes, unlisted),
+        labels=labels_from(path, arrays, ids, classes, unlisted),
         classes=classes,
         class_names=None if names is None else decoded(names),
         weight=arrays.get("head/weight"),
@@ -223,7 +215,7 @@ class CacheFile:
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 of all arrays, from their hashes; not of the provenance, which tells dates."""
-        sums = self.checksums or _checksums(self.arrays, {})
+        sums = self.checksums or checksums(self.arrays, {})
         told = {name: value for name, value in sorted(sums.items()) if name != "provenance"}
         return hashlib.sha256(json.dumps([self.identity, told]).encode()).hexdigest()
 
@@ -250,25 +242,33 @@ class CacheFile:
     @cached_property
     def reasons(self) -> dict[int, str]:
         """Why a row is not valid, by row."""
-        rows = np.flatnonzero(~self.arrays["valid"])
-        return dict(zip(rows.tolist(), self._texts("skipped/reason").tolist(), strict=True))
+        rows, reasons = np.flatnonzero(~self.arrays["valid"]), self._texts("skipped/reason")
+        if len(rows) != len(reasons):
+            what = f"{len(rows):,} rows are invalid by /valid"
+            raise damage(self.path, f"{what} and {len(reasons):,} by /skipped/reason")
+        return dict(zip(rows.tolist(), reasons.tolist(), strict=True))
 
     @cached_property
     def labels(self) -> Labels | None:
         """None where nothing is known."""
+        # They are read in full now, so hashing them costs little.
+        changed = self.damaged("labels/")
+        if changed:
+            raise damage(self.path, f"/{changed[0]} is not what was written")
         unlisted = self.provenance.get("unlisted", "negative")
-        return labels_from(self.arrays, self.ids, self.classes, unlisted)
+        return labels_from(self.path, self.arrays, self.ids, self.classes, unlisted)
 
     def blocks(self) -> list[tuple[int, str]]:
         """(first row, SHA-256 of the bytes) of each run of rows."""
         starts, hashes = self.arrays["blocks/start"], self._texts("blocks/sha256")
         return list(zip(starts.tolist(), hashes.tolist(), strict=True))
 
-    def damaged(self) -> list[str]:
-        """What beside the features is not what was written."""
-        now = _checksums(self.arrays, self.provenance)
-        names = sorted(self.checksums.keys() | now.keys()) if self.checksums else []
-        return [name for name in names if now.get(name) != self.checksums.get(name)]
+    def damaged(self, group: str = "") -> list[str]:
+        """What beside the features is not what was written; of names that begin with `group`."""
+        arrays = {name: value for name, value in self.arrays.items() if name.startswith(group)}
+        now, then = checksums(arrays, self.provenance), self.checksums
+        names = sorted(name for name in then.keys() | now.keys() if name.startswith(group))
+        return [name for name in names if now.get(name) != then.get(name)] if then else []
 
     def bad_blocks(self) -> list[tuple[int, int]]:
         """Runs of rows [start, stop) whose bytes have another hash; O(1) memory."""
@@ -287,7 +287,10 @@ class CacheFile:
         return bad
 
     def _texts(self, name: str) -> np.ndarray:
-        return decoded(self.arrays[name]) if name in self.arrays else np.zeros(0, np.str_)
+        try:
+            return decoded(self.arrays[name]) if name in self.arrays else np.zeros(0, np.str_)
+        except UnicodeDecodeError:
+            raise damage(self.path, f"/{name} is no UTF-8") from None
 
 
 def read(path: str | os.PathLike[str]) -> CacheFile:
@@ -308,17 +311,18 @@ def read(path: str | os.PathLike[str]) -> CacheFile:
             arrays = {name: np.asarray(_mapped(raw, item)) for name, item in found.items()}
             features = _mapped(raw, file["features"])
             offset = file["features"].id.get_offset()
-            provenance = json.loads(file.attrs["provenance"])
+            provenance = dict(json.loads(file.attrs["provenance"]))
             checksums = json.loads(file.attrs.get("sha256", "{}"))
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+    except InputError:
+        raise
+    except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             raise InputError(
                 f"{path}: too many open files, one of them for each cache; raise the limit "
                 "(`ulimit -n 8192`) or open fewer caches at a time"
             ) from None
-        reason = str(error).splitlines()[0]
         raise InputError(
-            f"{path}: not a readable cache ({reason}); make or copy it again"
+            f"{path}: not a readable cache ({reason_of(error)}); make or copy it again"
         ) from None
     _audit(path, features, arrays)
     return CacheFile(path, features, offset, arrays, provenance, checksums)
@@ -373,7 +377,7 @@ def _mapped(raw: np.memmap, dataset: h5py.Dataset) -> np.ndarray:
 def _audit(path: Path, features: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
     missing = [name for name in _REQUIRED if name not in arrays]
     if missing:
-        raise InputError(f"{path}: damaged, /{missing[0]} is missing; make or copy it again")
+        raise damage(path, f"/{missing[0]} is missing")
     sizes = dict(zip("nvd", features.shape, strict=True)) | {"m": len(features) + 1}
     for name, value in arrays.items():
         symbols = _SHAPES[name]
@@ -385,7 +389,4 @@ def _audit(path: Path, features: np.ndarray, arrays: Mapping[str, np.ndarray]) -
         else:
             expected = tuple(sizes.get(symbol, 0) for symbol in symbols)
         if value.shape != expected:
-            raise InputError(
-                f"{path}: damaged, /{name} has shape {value.shape}, expected {expected}; "
-                "make or copy it again"
-            )
+            raise damage(path, f"/{name} has shape {value.shape}, expected {expected}")

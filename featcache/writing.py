@@ -74,7 +74,8 @@ class CacheWriter:
         Replace an existing target (at the very end; till then it stays) and give
         up a run that was begun with other settings.
     resume : bool
-        False: begin anew whatever is there, and leave nothing behind on an exception.
+        False: begin anew even what was begun with these settings, and leave nothing behind on
+        an exception.
     share : Share
         Of several processes that write the cache together: the blocks of this one.
 
@@ -168,10 +169,11 @@ class CacheWriter:
     def _agree(self, overwrite: bool) -> None:
         """Refuse, or give up, what was begun with other settings."""
         for share, journal in self._team.journals(shares_of(self.path)):
-            if self._resume and journal.skeletons:
-                if journal.fingerprint == self._fingerprint:
+            if journal.skeletons:
+                same = journal.fingerprint == self._fingerprint
+                if same and self._resume:
                     continue
-                if not overwrite:
+                if not same and not overwrite:
                     raise InputError(
                         f"{share.beside(self.path, '.partial')}: was begun with other settings; "
                         "pass --overwrite (overwrite=True) to give it up, or choose another "

@@ -277,6 +277,27 @@ def test_invalid_rows_keep_their_place(tmp_path: Path) -> None:
         assert file["skipped/id"].asstr()[:].tolist() == ["bé", "d"]
 
 
+@pytest.mark.parametrize("none", [None, "", " ", np.nan, np.float64("nan"), np.str_("")])
+@pytest.mark.parametrize("flags", [None, [True, True, False]])
+def test_no_reason_is_no_reason_however_it_is_written(
+    tmp_path: Path, none: Any, flags: list[bool] | None
+) -> None:
+    """As a column of a table has it."""
+    valid = None if flags is None else np.array(flags)
+    reasons = [none, none, "broken"]
+    cache = FeatureCache.write(
+        tmp_path / "x.h5", np.ones((3, 1)), ["a", "b", "c"], valid=valid, reasons=reasons
+    )
+    assert cache.valid.tolist() == [True, True, False]
+    assert cache.skipped == {"c": "broken"}
+
+
+def test_reasons_that_are_no_texts_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="reasons: number 1 is 404; give a text, or None"):
+        FeatureCache.write(tmp_path / "x.h5", np.ones((2, 1)), ["a", "b"], reasons=[None, 404])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_features_begin_on_a_page(tmp_path: Path) -> None:
     FeatureCache.write(tmp_path / "c.h5", np.zeros((3, 1000), np.float32), ["a", "b", "c"])
     with h5py.File(tmp_path / "c.h5") as file:
@@ -496,6 +517,96 @@ def test_damaged_parts_are_named(
             file[name] = value
     with pytest.raises(InputError, match=message):
         FeatureCache(cache.path)
+
+
+def test_a_damaged_structure_is_one_line(
+    cache: FeatureCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bytes by which HDF5 tells what follows."""
+    raw, path = cache.path.read_bytes(), cache.path.with_name("bad.h5")
+    for mark in (b"HEAP", b"TREE", b"SNOD"):
+        path.write_bytes(raw.replace(mark, b"XXXX"))
+        for look in (FeatureCache, layout.read_contents):
+            with pytest.raises(InputError, match=r"bad\.h5: .*not a readable cache|no cache of"):
+                look(path)
+        assert main(["verify", str(path)]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, AttributeError, ValueError, KeyError])
+def test_whatever_h5py_raises_is_damage(
+    cache: FeatureCache, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise error("broken\nhere")
+
+    monkeypatch.setattr(h5py, "File", fail)
+    for look in (FeatureCache, layout.read_contents):
+        with pytest.raises(InputError, match=r"x\.h5: not a readable cache \('?broken") as caught:
+            look(cache.path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+@pytest.mark.parametrize(
+    ("part", "at", "value"),
+    [
+        ("labels/indptr", 0, 1),
+        ("labels/indptr", 2, 2**40),
+        ("labels/indptr", 2, -5),
+        ("labels/indptr", 5, 3),
+        ("labels/indices", 1, 2**30),
+        ("labels/indices", 1, 3),
+        ("labels/indices", 1, -1),
+        ("labels/negative/indptr", 1, 99),
+        ("labels/negative/indices", 0, 2**30),
+        ("labels/data", 1, np.nan),
+    ],
+)
+def test_damaged_labels_are_refused_before_they_are_used(
+    cache: FeatureCache,
+    capsys: pytest.CaptureFixture[str],
+    part: str,
+    at: int,
+    value: float,
+    hashed: bool,
+) -> None:
+    """Also in files from before there were hashes: SciPy would read whatever lies in memory."""
+    with h5py.File(cache.path, "r+") as file:
+        file[part][at] = value
+        if not hashed:
+            del file.attrs["sha256"]
+    named = f"/{part}" if hashed or "data" not in part else "a positive has confidence nan"
+    for look in (
+        lambda: FeatureCache(cache.path).labels,
+        lambda: FeatureCache(cache.path).select(["a"]).training(),
+        lambda: layout.read_contents(cache.path) if not hashed else FeatureCache(cache.path).labels,
+    ):
+        with pytest.raises(InputError, match=rf"x\.h5: damaged.*{named}.*; make or copy it again"):
+            look()
+    assert main(["info", str(cache.path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_labels_that_are_other_ones_are_refused(cache: FeatureCache) -> None:
+    """A class number within bounds tells nothing by itself: only its hash does."""
+    with h5py.File(cache.path, "r+") as file:
+        file["labels/indices"][0] = 1 - file["labels/indices"][0]
+    damaged = FeatureCache(cache.path)
+    with pytest.raises(InputError, match=r"x\.h5: damaged, /labels/indices is not what was"):
+        damaged.training()
+    assert damaged.damaged() == ["labels/indices"]
+
+
+def test_reasons_that_are_too_few_and_texts_that_are_none(cache: FeatureCache) -> None:
+    with h5py.File(cache.path, "r+") as file:
+        file["valid"][0] = False
+    with pytest.raises(InputError, match=r"x\.h5: damaged, 2 rows are invalid by /valid and 1 by"):
+        FeatureCache(cache.path).skipped  # noqa: B018
+    raw = cache.path.read_bytes()
+    cache.path.write_bytes(raw.replace("bé".encode(), b"b\xff\xff"))
+    with pytest.raises(InputError, match=r"x\.h5: damaged, /ids is no UTF-8"):
+        FeatureCache(cache.path).ids  # noqa: B018
 
 
 def test_compressed_features_are_refused(cache: FeatureCache) -> None:

@@ -76,6 +76,35 @@ def test_networks_and_image_sets_are_found(caches: Path) -> None:
         assert pair[0].network_id == pair[1].network_id
 
 
+def test_linked_folders_are_looked_into_once(write: Write, tmp_path: Path) -> None:
+    """Large caches often lie on another disk."""
+    write("stage_1/resnet.h5", "resnet", ["a"])
+    write("far/resnet.h5", "resnet", ["b"]).path.parent.rename(tmp_path / "far")
+    folder = tmp_path / "caches"
+    (folder / "a link").symlink_to(folder / "stage_1")
+    (folder / "stage_2").symlink_to(tmp_path / "far")
+    (folder / "stage_3").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "round").symlink_to(folder)
+    (folder / "folder.h5").mkdir()
+    found = CacheSet(folder)
+    assert found.image_sets == ["stage_1", "stage_2"]
+    assert where(found) == [("resnet", ["a"]), ("resnet", ["b"])]
+    assert len(CacheSet(folder / "stage_2", recursive=False)) == 1
+    refused(lambda: CacheSet(folder, recursive=False), "no .h5 file there")
+
+
+def test_selections_of_one_file_are_kept_apart(write: Write) -> None:
+    cache = write("s/resnet.h5", "resnet", ["a", "b", "c"])
+    parts = [cache.select(["a"]), cache.select(["b", "c"])]
+    found = CacheSet(
+        [*parts, parts[0]], image_set=lambda part: "train" if len(part) == 1 else "validation"
+    )
+    assert found["resnet", "train"].ids.tolist() == ["a"]
+    assert found["resnet", "validation"].ids.tolist() == ["b", "c"]
+    assert len(found) == 2
+    assert len(CacheSet([cache, FeatureCache(cache.path), cache.path, parts[0]])) == 2
+
+
 def test_a_network_goes_by_its_id_or_the_beginning_or_its_name(caches: Path) -> None:
     found = CacheSet(caches)
     identity = found["resnet", "stage_1"].network_id

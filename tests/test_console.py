@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -241,6 +242,16 @@ def test_status_of_what_runs(
         (ValueError("wrong value"), 2, "tool: wrong value"),
         (FileNotFoundError(2, "No such file", "a"), 2, "tool: [Errno 2] No such file: 'a'"),
         (MissingExtra("timm", "extract"), 2, "tool: this needs timm, which is not installed"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is ..."),
+            2,
+            "tool: a worker process was ended (too little memory, or too little of /dev/shm?); ",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.\nmore"),
+            2,
+            "tool: no memory is left (CUDA out of memory); free some ",
+        ),
         (Interrupted("stopped at step 3"), 130, "tool: stopped at step 3"),
         (Interrupted("stopped at step 3", 0), 0, "tool: stopped at step 3"),
         (KeyboardInterrupt(), 130, "tool: interrupted"),
@@ -272,7 +283,15 @@ def test_debug_shows_where(capsys: pytest.CaptureFixture[str]) -> None:
     assert error.endswith("tool: x.csv: wrong\n")
 
 
-@pytest.mark.parametrize("error", [KeyError("k"), RuntimeError("r"), AttributeError("a")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("k"),
+        RuntimeError("r"),
+        AttributeError("a"),
+        RuntimeError("Caught RuntimeError in DataLoader worker process 0."),
+    ],
+)
 def test_faults_of_the_program_are_not_hidden(error: Exception) -> None:
     with pytest.raises(type(error)):
         run(tool(raising(error)), [])

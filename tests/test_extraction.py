@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
+import os
+import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +21,8 @@ import safetensors.torch
 import torch
 from PIL import Image, ImageOps
 
-from featcache import FeatureCache, InputError, extraction, training
+from featcache import FeatureCache, InputError, batches, extraction, training
+from featcache.cli import main
 from featcache.console import Interrupted
 from featcache.extraction import Embedder, extract
 from featcache.settings import ExtractionConfig, TrainingConfig
@@ -702,6 +707,72 @@ def test_images_that_change_meanwhile_stop_the_extraction(
         assert_refused(options, "run.file_sizes")
     victim.write_bytes(whole)
     assert extracted(**options).features.tobytes() == unbroken.features.tobytes()
+
+
+def test_a_worker_that_is_ended_costs_a_block_and_one_line(
+    settings: Settings,
+    unbroken: FeatureCache,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real = batches.decode
+
+    def decode(path: Path) -> Image.Image:
+        if Path(path).name == "i036.png":  # as the kernel does where memory ends
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(path)
+
+    words = ["extract", *tiny.options(**settings(workers=1))]
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "decode", decode)
+        assert main(words) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("featcache: a worker process was ended")
+    assert "fewer --workers, the same command goes on" in line
+    assert main(words) == 0
+    assert "going on at" in capsys.readouterr().out
+    assert_same_cache(FeatureCache(settings()["out"]), unbroken)
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+def test_an_image_in_a_bad_sector_can_be_given_up(
+    settings: Settings,
+    data: Path,
+    unbroken: FeatureCache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    hashed: bool,
+) -> None:
+    """By the commands that the message names, and the rows that are done stay."""
+    images = tmp_path / "some images"
+    shutil.copytree(data / "images", images)
+    options = settings(images=str(images), hash_images=hashed)
+    real = Image.open
+
+    def opened(path: Path, **how: Any) -> Image.Image:
+        if Path(path).name == "i035.png":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", opened)
+        with pytest.raises(InputError, match=r"i035\.png: cannot be read now: ") as caught:
+            extract(ExtractionConfig(**options))
+    commands = re.search(r"\((mv .*; truncate -s \d+ [^)]*)\)", str(caught.value))
+    assert commands is not None
+    subprocess.run(commands[1], shell=True, check=True)
+    if hashed:
+        assert "--hash-images must begin anew" in str(caught.value)
+        assert_refused(options, "run.file_contents")
+        return
+    capsys.readouterr()
+    cache = extracted(**options)
+    assert f"going on at 32 of {N}" in capsys.readouterr().out
+    others = np.arange(N) != 35
+    assert cache.features[others].tobytes() == unbroken.features[others].tobytes()
+    assert "cannot identify" in cache.skipped["i035"]
+    assert not cache.features[35].any()
 
 
 def test_other_weights_are_refused(begun: Settings, run: Path, tmp_path: Path) -> None:

@@ -372,6 +372,20 @@ def test_verify_names_the_damaged_rows(
 
 
 @pytest.mark.parametrize("verb", ["info", "verify"])
+def test_one_cache_of_several_that_is_none_holds_up_no_other(
+    here: Path, extracted: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    (here / "cut.h5").write_bytes(extracted.read_bytes()[:5000])
+    assert main([verb, "cut.h5", str(extracted), "gone.h5"]) == 1
+    out, err = capsys.readouterr()
+    assert str(extracted) in out
+    first, second = err.splitlines()
+    assert first.startswith("featcache: cut.h5: not a readable cache")
+    assert second.startswith("featcache: gone.h5: no such file")
+    assert main([verb, "cut.h5", "gone.h5"]) == 2
+
+
+@pytest.mark.parametrize("verb", ["info", "verify"])
 def test_what_is_no_cache_is_refused(
     here: Path, extracted: Path, capsys: pytest.CaptureFixture[str], verb: str
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -78,3 +80,16 @@ def test_large_files_count_to_their_end(tmp_path: Path) -> None:
         path.write_bytes(data)
         found.add(file_contents(find_images(tmp_path), 1))
     assert len(found) == 3
+
+
+def test_a_file_that_cannot_be_read_now_has_no_hash(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read again later it would be another image, and what was begun be refused."""
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("builtins.open", fail)
+    with pytest.raises(InputError, match=r"cannot be read now.*run the same command again"):
+        file_contents(images, 1)

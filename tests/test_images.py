@@ -280,7 +280,10 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
         find_images(tmp_path)
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.ESTALE])
+CODES = [errno.EIO, errno.EMFILE, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ENOTCONN]
+
+
+@pytest.mark.parametrize("code", CODES)
 def test_trouble_of_the_machine_is_no_fault_of_the_image(
     write: Write, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
@@ -294,7 +297,30 @@ def test_trouble_of_the_machine_is_no_fault_of_the_image(
         with pytest.raises(InputError, match=re.escape(os.strerror(code))) as caught:
             decode(path)
     assert str(path) in str(caught.value)
+    assert "run the same command again" in str(caught.value)
     np.testing.assert_array_equal(pixels_of(path), noise())
+
+
+@pytest.mark.parametrize("name", ["ENOKEY", "EKEYEXPIRED"])
+def test_a_locked_folder_is_no_fault_of_the_image(
+    write: Write, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    if not hasattr(errno, name):
+        pytest.skip("this system has no such error")
+    test_trouble_of_the_machine_is_no_fault_of_the_image(write, monkeypatch, getattr(errno, name))
+
+
+def test_too_little_memory_is_no_fault_of_the_image(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write("large.png", encoded(noise(), "PNG"))
+
+    def fail(image: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "load", fail)
+    with pytest.raises(InputError, match=r"large\.png: .*: not enough memory; .*fewer --workers"):
+        decode(path)
 
 
 def test_whatever_a_decoder_raises_is_a_reason(

@@ -42,21 +42,36 @@ def test_many_ids_with_a_few_that_are_several() -> None:
     assert Rows(encoded("image id", ids)).find(names).tolist() == searched(ids, names)
 
 
-def test_ids_that_share_a_hash_are_told_apart() -> None:
-    class Unlucky(Rows):
-        """With the first two seeds all ids have one hash."""
+class Crowded(Rows):
+    """Of so many hashes that most ids share theirs with others."""
 
-        def _hashes(self, words: np.ndarray) -> np.ndarray:
-            hashes = super()._hashes(words)
-            return hashes if self._seed >= 2 else np.zeros_like(hashes)
+    hashes = 1
 
-    ids = ["a", "b", "c", "b"]
-    assert Unlucky(encoded("image id", ids)).find(["c", "b", "a", "d"]).tolist() == [
-        2,
-        SEVERAL,
-        0,
-        MISSING,
-    ]
+    def _hashes(self, words: np.ndarray) -> np.ndarray:
+        hashed = super()._hashes(words) >> np.uint64(32)
+        return (hashed % np.uint64(self.hashes)) << np.uint64(40)
+
+
+@pytest.mark.parametrize("hashes", [1, 2, 3, 50])
+@settings(derandomize=True, database=None, deadline=None, max_examples=60)
+@given(ids=st.lists(NAMES, min_size=1, max_size=30), again=st.lists(st.integers(0, 29), max_size=9))
+def test_ids_that_share_a_hash_are_told_apart(
+    ids: list[str], again: list[int], hashes: int
+) -> None:
+    ids = ids + [ids[k % len(ids)] for k in again]
+    names = [*ids, *(name + "x" for name in ids), "nowhere"]
+    kind = type("Some", (Crowded,), {"hashes": hashes})
+    assert kind(encoded("image id", ids)).find(names).tolist() == searched(ids, names)
+
+
+def test_many_ids_of_few_hashes() -> None:
+    """Ten million ids of any hash are such: none without two that share theirs."""
+    rng = np.random.default_rng(0)
+    ids = [f"{number:016x}" for number in rng.permutation(3000)]
+    ids[7], ids[2000], ids[2999] = ids[3], ids[3], ids[10]
+    names = [*ids[::3], ids[3], ids[10], "nowhere"]
+    kind = type("Some", (Crowded,), {"hashes": 200})
+    assert kind(encoded("image id", ids)).find(names).tolist() == searched(ids, names)
 
 
 @pytest.mark.parametrize("length", [7, 8, 9, 15, 16, 17])

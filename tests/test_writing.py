@@ -227,6 +227,38 @@ def test_without_resume_nothing_is_taken_over_or_left(worker: ModuleType, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_features_from_elsewhere_give_up_no_extraction_in_silence(
+    worker: ModuleType, tmp_path: Path
+) -> None:
+    """Days of work may be in it."""
+    path = tmp_path / "x.h5"
+    with worker.writer(path) as out:
+        write_some(out, worker, 3)
+    before = {item.name: item.read_bytes() for item in tmp_path.iterdir()}
+    assert sorted(before) == ["x.h5.journal", "x.h5.partial"]
+    with pytest.raises(InputError, match=r"x\.h5\.partial: was begun with other settings; pass "):
+        FeatureCache.write(path, np.ones((2, 3)), ["a", "b"])
+    assert {item.name: item.read_bytes() for item in tmp_path.iterdir()} == before
+    FeatureCache.write(path, np.ones((2, 3)), ["a", "b"], overwrite=True)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_write_has_left_may_go(worker: ModuleType, tmp_path: Path) -> None:
+    path, features = tmp_path / "x.h5", np.ones((2, 3))
+
+    class Deadly:
+        shape, dtype = features.shape, features.dtype
+
+        def __getitem__(self, rows: object) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    status = worker.in_child(lambda: FeatureCache.write(path, Deadly(), ["a", "b"]))
+    assert status == -signal.SIGKILL
+    assert (tmp_path / "x.h5.partial").exists()
+    FeatureCache.write(path, features, ["a", "b"])
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_existing_target_is_kept_until_the_end(worker: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "x.h5"
     path.write_bytes(b"old")
