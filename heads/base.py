@@ -55,6 +55,7 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
         intercept_init: Any = None,
         mask: Any = None,
         *,
+        missed: Any = None,
         y: Any = None,
     ) -> LinearHead:
         """Fit the head.
@@ -77,6 +78,8 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
         mask : (n, K) bool, dense or sparse, optional
             True marks an *unknown* target, as in numpy.ma. (n,) or a column of one
             binary target.
+        missed : (n,) counts, optional
+            True labels outside the K: misses wherever F-beta is scored, by which rates are chosen.
         y
             Another name of Y, for callers that know scikit-learn's only.
 
@@ -98,7 +101,8 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
         else:
             Y, known, self.classes_ = check_binary_target(Y, mask)
             self._binary = True
-        data = check_training_set(X, Y, known, sample_weight, groups, coef_init, intercept_init)
+        start = coef_init, intercept_init
+        data = check_training_set(X, Y, known, sample_weight, groups, *start, missed)
         self.coef_init_ = data.coef_init
         self._fit(data)
         return self

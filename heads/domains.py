@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from heads.decisions import best_global_threshold
 from heads.grouping import numbered
-from heads.inputs import check_truth
+from heads.inputs import check_missed, check_truth
 from heads.markup import Markup
 from heads.pareto import efficient
 from heads.results import ShowsResults, pareto_table
@@ -71,6 +71,8 @@ class TwoDomainCV(ShowsResults):
         mask: Any = None,
         source_mask: Any = None,
         shared_groups: bool = False,
+        missed: Any = None,
+        source_missed: Any = None,
     ) -> TwoDomainCV:
         """Fit at every weight and keep the pick.
 
@@ -86,6 +88,8 @@ class TwoDomainCV(ShowsResults):
         shared_groups : bool
             Whether equal values in `groups` and `source_groups` are one group, such as a scene
             that both domains have pictures of; else each domain has groups of its own.
+        missed, source_missed : (n,) and (n_source,) counts, optional
+            True labels outside the K, which count as misses.
 
         Raises
         ------
@@ -108,6 +112,7 @@ class TwoDomainCV(ShowsResults):
             "Y": _stack(Y, Y_val),
             "groups": np.concatenate(numbered(groups, source_groups, n, m, shared_groups)),
             "mask": _joined_masks(mask, source_mask, Y, Y_val),
+            "missed": np.r_[check_missed(missed, n), check_missed(source_missed, m)],
         }
         start = {"coef_init": coef_init, "intercept_init": intercept_init}
         beta = self.estimator.beta
@@ -122,21 +127,26 @@ class TwoDomainCV(ShowsResults):
                     oof = head.oof_predict_proba_
                     target, source_oof = oof[:n], oof[n:]
                 else:
-                    head.fit(X, Y, groups=groups, mask=mask, **start)
+                    head.fit(X, Y, groups=groups, mask=mask, missed=missed, **start)
                     target, source_oof = head.oof_predict_proba_, head.predict_proba(X_val)
             said.append([warning.message for warning in caught])
-            scores = [_score(target, Y, mask, beta), _score(source_oof, Y_val, source_mask, beta)]
+            scores = [
+                _score(target, Y, mask, beta, missed),
+                _score(source_oof, Y_val, source_mask, beta, source_missed),
+            ]
             fits.append((head, target, source_oof))
             rows.append([w, np.mean(head.dropout_), *scores])
         self._pick(
-            fits, np.array(rows), self._least_source_score(X_val, source, start, source_mask)
+            fits,
+            np.array(rows),
+            self._least_source_score(X_val, source, start, source_mask, source_missed),
         )
         for message in said[weights.index(self.source_weight_)]:  # of the others none matters
             warnings.warn(message, stacklevel=2)
         return self
 
     def _least_source_score(
-        self, X_val: Any, source: tuple[Any, Any], start: dict[str, Any], mask: Any
+        self, X_val: Any, source: tuple[Any, Any], start: dict[str, Any], mask: Any, missed: Any
     ) -> float:
         if self.max_source_loss is None or start["coef_init"] is None:
             return -np.inf
@@ -144,7 +154,7 @@ class TwoDomainCV(ShowsResults):
         means = means.mean(1) if means.ndim == 3 else means
         b0 = 0.0 if start["intercept_init"] is None else start["intercept_init"]
         margin = means @ np.asarray(start["coef_init"], np.float32).T + b0
-        return _score(margin, source[1], mask, self.estimator.beta) - self.max_source_loss
+        return _score(margin, source[1], mask, self.estimator.beta, missed) - self.max_source_loss
 
     def _pick(
         self, fits: list[tuple[Any, np.ndarray, np.ndarray]], rows: np.ndarray, least: float
@@ -186,10 +196,10 @@ class TwoDomainCV(ShowsResults):
         return pareto_table(self)
 
 
-def _score(P: np.ndarray, Y: Any, mask: Any, beta: float) -> float:
+def _score(P: np.ndarray, Y: Any, mask: Any, beta: float, missed: Any) -> float:
     truth, unknown = check_truth(Y, mask, P.shape, soft=True)
     # Soft targets count as true from 1/2 on.
-    return best_global_threshold(P, truth >= 0.5, beta, unknown)[1]
+    return best_global_threshold(P, truth >= 0.5, beta, unknown, missed=missed)[1]
 
 
 def _stack(Y: Any, Y_val: Any) -> Any:

@@ -211,7 +211,7 @@ def _fit(config: FitConfig, rows: CacheRows, source: CacheRows | None) -> _Fitte
     if config.method == "ridge":
         start = {"coef_init": None, "intercept_init": None}
     if source is None:
-        estimator.fit(**rows.fit | start)
+        estimator.fit(**rows.fit | start, missed=rows.missed)
         return _Fitted(estimator, {"target": rows.held_out(estimator.oof_predict_proba_)}, {})
     if config.method == "ridge":
         start, source = _ridge_start(config, rows, source)
@@ -228,6 +228,8 @@ def _fit(config: FitConfig, rows: CacheRows, source: CacheRows | None) -> _Fitte
         mask=rows.fit["mask"],
         source_mask=source.fit["mask"],
         shared_groups=rows.grouped,
+        missed=rows.missed,
+        source_missed=source.missed,
         **start,
     )
     oof = {
@@ -271,7 +273,7 @@ def _ridge_start(
     fit = {key: teachers.fit[key] for key in ("X", "Y", "groups", "mask")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # its rates are in no table
-        first = clone(_estimator(config)).set_params(cv=folds).fit(**fit)
+        first = clone(_estimator(config)).set_params(cv=folds).fit(**fit, missed=teachers.missed)
     return {"coef_init": first.coef_, "intercept_init": first.intercept_}, source
 
 

@@ -171,11 +171,12 @@ class _Scorer:
 
     def _fbeta(self, P: np.ndarray) -> _Score:
         truth, weight, beta = self.truth, self.data.weight, self.search.beta
-        threshold, pooled = best_global_threshold(P, truth, beta, sample_weight=weight)
-        chosen = apply_threshold(P, threshold)
+        missed = self.data.missed
         assert truth is not None
+        threshold, pooled = best_global_threshold(P, truth, beta, None, weight, missed)
+        chosen = apply_threshold(P, threshold)
         per_fold = [
-            mean_fbeta(truth[test], chosen[test], beta, sample_weight=weight[test])
+            mean_fbeta(truth[test], chosen[test], beta, None, missed[test], 1.0, weight[test])
             if weight[test].any()
             else np.nan
             for test in self.tests

@@ -16,7 +16,7 @@ from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import assert_all_finite
 
-from heads.inputs import Matrix, check_weights, split_masked
+from heads.inputs import Matrix, check_missed, check_weights, split_masked
 
 _CHUNK_BYTES = 1 << 25  # converted features that are held at once
 
@@ -40,6 +40,8 @@ class TrainingSet:
         W0 and b0.
     base : (n, v, K) `dtype` or None
         X W0' + b0 of every row; None without W0.
+    missed : (n,)
+        True labels outside the K.
     """
 
     X: np.ndarray
@@ -50,6 +52,7 @@ class TrainingSet:
     coef_init: np.ndarray | None
     intercept_init: np.ndarray | None
     base: np.ndarray | None
+    missed: np.ndarray
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -161,6 +164,7 @@ def check_training_set(
     groups: Any,
     coef_init: Any,
     intercept_init: Any,
+    missed: Any = None,
 ) -> TrainingSet:
     """Put checked features and targets together with weights, groups and W0, b0.
 
@@ -171,6 +175,7 @@ def check_training_set(
     sample_weight, groups : (n,) or None
     coef_init : (K, d) or None; (d,) for one label
     intercept_init : (K,) or None; a number for one label
+    missed : (n,) or None
     """
     n, d, n_labels = X.shape[0], X.shape[-1], Y.shape[1]
     dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
@@ -191,6 +196,7 @@ def check_training_set(
         coef_init=W0,
         intercept_init=b0,
         base=None if W0 is None or b0 is None else _base_margins(views, W0, b0),
+        missed=check_missed(missed, n),
     )
 
 

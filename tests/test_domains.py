@@ -353,3 +353,26 @@ def test_only_the_pick_warns(domains: Domains) -> None:
         )
     assert len(heard) == 1
     assert ("0.000" in str(heard[0].message)) is (fitted.source_weight_ == 0)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_labels_outside_the_classes_are_misses_in_every_score(head: Any, domains: Domains) -> None:
+    rng = np.random.default_rng(0)
+    counts = [rng.integers(0, 4, len(Y)) for Y in (domains.Y, domains.Y_val)]
+    alone = clone(head).set_params(scoring="fbeta").fit(domains.X, domains.Y, missed=counts[0])
+    P = alone.oof_predict_proba_
+    # Of a ridge head's margins the order is that of its probabilities.
+    expected = best_global_threshold(P, domains.Y, 2, missed=counts[0])[1]
+    assert alone.best_score_ == pytest.approx(expected)
+    assert alone.best_score_ < best_global_threshold(P, domains.Y, 2)[1]
+    folds = alone.cv_results_["fold_scores"][0]
+    assert folds.mean() == pytest.approx(alone.best_score_, abs=0.03)
+    both = TwoDomainCV(head, source_weights=(0, 1), max_source_loss=None)
+    domains.fit(both, missed=counts[0], source_missed=counts[1])
+    for name, P, Y, missed in (
+        ("target_score", both.oof_predict_proba_, domains.Y, counts[0]),
+        ("source_score", both.source_oof_predict_proba_, domains.Y_val, counts[1]),
+    ):
+        expected = best_global_threshold(P, Y, 2, missed=missed)[1]
+        assert getattr(both, f"{name}_") == pytest.approx(expected)
+        assert expected in both.pareto_[name]

@@ -292,6 +292,28 @@ def test_labels_outside_the_classes_lower_the_cut(tmp_path: Path, run: Run) -> N
     assert cuts[1] < cuts[0]
 
 
+def test_what_is_printed_counts_labels_outside_the_classes(tmp_path: Path, run: Run) -> None:
+    paths = []
+    for some, shifted in ((TARGET, True), (SOURCE, False)):
+        n = len(some.ids)
+        outside = np.arange(n) % 4
+        labels = Labels(some.ids, synthetic.CLASSES, csr_matrix(some.Y), outside=outside)
+        name = tmp_path / f"{shifted}.h5"
+        paths.append(synthetic.write(name, some, shifted=shifted, labels=labels).path)
+    for source in ([], ["--source", paths[1], "--source-weight", "1", "--max-source-loss", "1"]):
+        out = tmp_path / f"head{len(source)}.h5"
+        told = run("fit", paths[0], *source, "--dropout", "0.05", "--cv", 3, "--out", out)
+        stored = synthetic.load_head(out)
+        facts, oof = stored.provenance, stored.oof
+        if not source:  # the table of rates and the line below it say the same
+            assert told.out.count(f"{facts['score']:.4f}") >= 2
+            continue
+        assert facts["pareto"]["target_score"] == [pytest.approx(facts["score"])]
+        part = oof["source"]
+        known = best_global_threshold(part.proba, part.Y, 2, missed=part.missed)[1]
+        assert facts["source_score"] == pytest.approx(known)
+
+
 def test_an_image_without_labels_has_an_empty_field(
     data: Path, head: Path, tmp_path: Path, run: Run
 ) -> None:
