@@ -365,6 +365,9 @@ def _refuse_foreign(path: Path, file: h5py.File) -> None:
 
 
 def _mapped(raw: np.memmap, dataset: h5py.Dataset) -> np.ndarray:
+    texts = h5py.check_string_dtype(dataset.dtype)
+    if texts is not None and texts.length is None:  # as h5py writes them by default
+        return encoded(dataset.name, dataset.asstr()[()])
     offset = dataset.id.get_offset()
     if offset is None:  # empty, or stored otherwise by another program
         return dataset[()]

@@ -609,6 +609,31 @@ def test_reasons_that_are_too_few_and_texts_that_are_none(cache: FeatureCache) -
         FeatureCache(cache.path).ids  # noqa: B018
 
 
+def test_texts_of_any_length_are_read_as_h5py_writes_them(
+    cache: FeatureCache, tmp_path: Path
+) -> None:
+    """Another program need not know how long the longest text is."""
+    other = tmp_path / "other.h5"
+    with h5py.File(cache.path) as file, h5py.File(other, "w") as into:
+        into.attrs["format"], into.attrs["provenance"] = 1, file.attrs["provenance"]
+
+        def copied(name: str, item: object) -> None:
+            if not isinstance(item, h5py.Dataset):
+                return
+            if h5py.check_string_dtype(item.dtype):
+                into.create_dataset(name, data=item.asstr()[()], dtype=h5py.string_dtype())
+            else:
+                into[name] = item[()]
+
+        file.visititems(copied)
+    read = FeatureCache(other)
+    for name in ("ids", "views", "classes", "class_names"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(cache, name))
+    assert read.skipped == cache.skipped
+    np.testing.assert_array_equal(read.select(cache.ids[2:4]).features, cache.features[2:4])
+    assert (read.labels is None) == (cache.labels is None)
+
+
 def test_compressed_features_are_refused(cache: FeatureCache) -> None:
     with h5py.File(cache.path, "r+") as file:
         data = file["features"][:]
