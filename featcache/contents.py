@@ -40,7 +40,7 @@ class CacheContents:
     classes : (K,) str, optional
         Class ids; by default those of `labels`, or "0", "1", ... for a `weight` alone.
     class_names : (K,) str, optional
-        Names for people; by default those of `labels`.
+        Names for people; by default those of `labels`, or the ids.
     weight, bias : (K, d) and (K,) float32, optional
         The network's own last layer.
     provenance : dict
@@ -140,8 +140,8 @@ class CacheContents:
         }
         if len(self.classes):
             found["classes/id"] = encoded("class", self.classes)
-            if self.class_names is not None:
-                found["classes/name"] = encoded("class name", self.class_names)
+            names = self.classes if self.class_names is None else self.class_names
+            found["classes/name"] = encoded("class name", names)
         if self.labels is not None:
             found |= {f"labels/{name}": value for name, value in _label_arrays(self.labels)}
         return {name: value for name, value in found.items() if value is not None}
