@@ -241,7 +241,7 @@ def check_missed(missed: np.ndarray | None, n: int) -> np.ndarray:
 
 def check_beta(beta: float) -> float:
     """`beta` if it is a positive number, of a finite square."""
-    if not isinstance(beta, Real) or not 0 < beta < _MOST_BETA:
+    if not isinstance(beta, Real) or not 0 < float(beta) < _MOST_BETA:
         raise ValueError(f"beta is {beta!r}; expected a positive number")
     return float(beta)
 
