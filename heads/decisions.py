@@ -62,6 +62,7 @@ class Decision(BaseEstimator, ABC):
         mask : (n, K), optional
             True where the label is unknown, which then does not count.
         sample_weight : (n,), optional
+            Counts of images: thresholds of classes rest on the sum over their positives.
         missed : (n,) counts, optional
             True labels of each image outside the K classes; they count as misses.
         groups : (n,), optional
