@@ -209,10 +209,15 @@ def held_out_fbeta(
     min_labels: int,
     max_labels: int | None,
 ) -> np.ndarray:
-    """(strengths, n) F-beta of each image under thresholds of the other folds."""
-    values = np.empty((len(strengths), len(data.P)))
+    """(strengths, n) F-beta of each image under thresholds of the other folds.
+
+    NaN where these have no image with weight, so that there is none.
+    """
+    values = np.full((len(strengths), len(data.P)), np.nan)
     for train, test in folds:
         fitted, held = data.take(train), data.take(test)
+        if not fitted.weight.any():
+            continue
         start = fitted.global_threshold(min_labels, max_labels)
         own, positives = class_thresholds(fitted, start), fitted.weight @ fitted.truth
         for row, strength in zip(values, strengths, strict=True):

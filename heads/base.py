@@ -69,7 +69,8 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
             Targets in [0, 1], NaN (dense) or masked (numpy.ma) where unknown; or
             one binary target, whose two values may be anything.
         sample_weight : (n,), optional
-            a_i >= 0.
+            a_i >= 0, counts of images: the smoothing of rare labels and of the
+            calibration depends on their sum, so give them a mean of about 1.
         groups : (n,), optional
             Images of equal value are never split between folds. Used by the
             cross-validated forms alone.

@@ -100,6 +100,7 @@ class PlattCalibration(BaseEstimator):
         mask : (n, K), optional
             True where the label is unknown.
         sample_weight : (n,), optional
+            Counts of images: a label's own map rests on the sum over its positives.
         groups : (n,), optional
             Images that folds keep together.
 

@@ -62,6 +62,7 @@ class Decision(BaseEstimator, ABC):
         mask : (n, K), optional
             True where the label is unknown, which then does not count.
         sample_weight : (n,), optional
+            Counts of images: thresholds of classes rest on the sum over their positives.
         missed : (n,) counts, optional
             True labels of each image outside the K classes; they count as misses.
         groups : (n,), optional
@@ -192,7 +193,8 @@ class PerClassThreshold(Decision):
         The global one.
     strength_ : float
     cv_scores_ : dict of arrays
-        "strength", descending, and the "score" of each: held-out mean F-beta.
+        "strength", descending, and the "score" of each: held-out mean F-beta. A fold that
+        trains on images of weight 0 alone is left out.
     score_ : float
         Mean F-beta of the rows it was fitted on (so an optimistic figure).
     n_features_in_ : int
@@ -227,11 +229,17 @@ class PerClassThreshold(Decision):
         Limits(*limits)
         data = Scored.of(rows, self.beta)
         folds = check_folds(self.cv, data.P, data.truth, groups, self.random_state)
-        values = held_out_fbeta(data, strengths, folds, *limits)
-        self.strength_ = strengths[cautious(values, data.weight, _ERRORS)]
+        values, weight = held_out_fbeta(data, strengths, folds, *limits), data.weight
+        if (unscored := np.isnan(values).any(axis=0)).any():
+            values, weight = values[:, ~unscored], weight[~unscored]
+        if not weight.any():
+            raise ValueError(
+                "no fold trains and tests on images with weight; give folds (cv) that spread them"
+            )
+        self.strength_ = strengths[cautious(values, weight, _ERRORS)]
         self.cv_scores_ = {
             "strength": np.array(strengths),
-            "score": values @ data.weight / data.weight.sum(),
+            "score": values @ weight / weight.sum(),
         }
         self.threshold_ = data.global_threshold(*limits)
         own = class_thresholds(data, self.threshold_)

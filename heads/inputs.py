@@ -6,6 +6,7 @@ True (as in numpy.ma), a dense Y is NaN, or a masked array of numpy.ma is masked
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, TypeAlias, TypeVar
@@ -241,9 +242,15 @@ def check_missed(missed: np.ndarray | None, n: int) -> np.ndarray:
 
 def check_beta(beta: float) -> float:
     """`beta` if it is a positive number, of a finite square."""
-    if not isinstance(beta, Real) or not 0 < beta < _MOST_BETA:
+    if not isinstance(beta, Real) or not 0 < float(beta) < _MOST_BETA:
         raise ValueError(f"beta is {beta!r}; expected a positive number")
     return float(beta)
+
+
+def refuse_iterator(values: object, name: str) -> None:
+    """Refuse a parameter that can be read only once: the next fit would find it empty."""
+    if isinstance(values, Iterator):
+        raise ValueError(f"{name} is a {type(values).__name__}, read only once; give a list")
 
 
 def check_labels(P: np.ndarray, n_labels: int, what: str) -> None:

@@ -169,9 +169,11 @@ class DropoutLogisticCV(LinearHead):
         "fbeta", else "label_scores" (rates, K).
     oof_decision_function_, oof_predict_proba_ : (n, K)
         Held-out scores at the chosen rate, on the scales of `decision_function`
-        and `predict_proba`.
+        (before a binary target's is set to 0 where both values are as likely, with
+        "platt" probabilities) and `predict_proba`.
     calibration_ : PlattScaling
-        With "platt" probabilities only; of slope >= 0, as of `DropoutRidgeCV`.
+        With "platt" probabilities only; of slope >= 0, as of `DropoutRidgeCV`. Where it is 0,
+        a binary target's `decision_function` is the plain margin.
 
     Examples
     --------

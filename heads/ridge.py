@@ -119,7 +119,8 @@ class DropoutRidgeCV(LinearHead):
         "fbeta", else "label_scores" (rates, K).
     oof_decision_function_, oof_predict_proba_ : (n, K)
         Held-out scores at the chosen rate, on the scale of `decision_function`
-        (before 1/2 is taken off for a binary target) and `predict_proba`.
+        (before a binary target's is set to 0 where both values are as likely) and
+        `predict_proba`.
     calibration_ : PlattScaling
         The map from scores to probabilities, fitted on the held-out scores, of slope >= 0:
         where a falling one fits best, all probabilities are the base rate. A binary

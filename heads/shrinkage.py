@@ -6,9 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from heads.inputs import refuse_iterator
+
 
 def check_strengths(strengths: Iterable[float]) -> list[float]:
     """Strengths of shrinkage to compare: descending, from infinity (the shared estimate alone)."""
+    refuse_iterator(strengths, "strengths")
     ordered = sorted({float(s) for s in strengths} | {np.inf}, reverse=True)
     for strength in ordered:
         if not strength >= 0:  # true of NaN, which has no place in an order

@@ -166,7 +166,8 @@ def save(
     Raises
     ------
     ValueError
-        If the file exists and `overwrite` is False, or the head is of a kind unknown here.
+        If the file exists and `overwrite` is False, or the head is of a kind unknown here, of a
+        1-D target, or has not one class and name a label.
     """
     target = Path(path)
     refuse_existing(target, overwrite)
@@ -249,10 +250,13 @@ def _write_head(group: h5py.Group, head: Head) -> None:
         group.attrs["network_id"] = head.network_id
     if isinstance(head.estimator, GivenScores):
         _put_attributes(group, given=asdict(head.estimator))
+        _check_labels(head, len(head.classes))
     elif isinstance(head.estimator, ADAPTED):
         write_adapted(group.create_group("adapted"), head.estimator)
+        _check_labels(head, len(head.estimator.source.head.b))
     else:
         write_estimator(group, head.estimator)
+        _check_labels(head, len(head.estimator.intercept_))
         group.attrs["by_reference"] = head.by_reference
         if not head.by_reference and head.estimator.coef_init_ is not None:
             group["coef_init"] = head.estimator.coef_init_
@@ -260,6 +264,13 @@ def _write_head(group: h5py.Group, head: Head) -> None:
     write_oof(group, head.oof)
     if head.decision is not None:
         write_decision(group.create_group("decision"), head.decision)
+
+
+def _check_labels(head: Head, n_labels: int) -> None:
+    """Classes and names must be as many as the labels that the estimator was fitted on."""
+    for what, given in (("classes", head.classes), ("names", head.names)):
+        if len(given) != n_labels:
+            raise ValueError(f"there are {len(given)} {what} for {n_labels} labels; give one each")
 
 
 def _read_head(group: h5py.Group, mapped: bool = False, lazy: bool = False) -> Head:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, is_dataclass
+from numbers import Integral
 from typing import Any
 
 import h5py
@@ -122,7 +123,7 @@ def _read_values(group: h5py.Group, where: str, n_labels: int) -> dict[str, Any]
 def plain_params(estimator: BaseEstimator) -> dict[str, Any]:
     """Parameters as JSON and estimators; a splitter or given folds are told by their name only."""
     params = estimator.get_params(deep=False)
-    if "cv" in params and not isinstance(params["cv"], (int, str, type(None))):
+    if "cv" in params and not isinstance(params["cv"], (Integral, str, type(None))):
         params["cv"] = type(params["cv"]).__name__
     return {key: plain_value(value) for key, value in params.items()}
 

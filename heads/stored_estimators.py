@@ -37,12 +37,16 @@ def write_estimator(group: h5py.Group, estimator: Any) -> None:
     Raises
     ------
     ValueError
-        If the estimator is of a class unknown here.
+        If the estimator is of a class unknown here, not fitted, or of a binary target.
     """
     name = type(estimator).__name__
     if name not in ESTIMATORS:
         known = [*ESTIMATORS, *(cls.__name__ for cls in ADAPTED)]
         raise ValueError(f"cannot store a {name}; only {', '.join(known)}")
+    if not hasattr(estimator, "intercept_"):
+        raise ValueError(f"the {name} is not fitted; fit it before it is stored")
+    if estimator._binary:
+        raise ValueError(f"cannot store a {name} of a 1-D target; fit it with Y[:, None]")
     fitted = {k: v for k, v in vars(estimator).items() if k.endswith("_") and k not in _APART}
     fitted = {k: v for k, v in fitted.items() if not k.startswith("oof_")}
     scalars = {k: plain_value(v) for k, v in fitted.items() if np.ndim(v) == 0}
@@ -64,7 +68,8 @@ def read_estimator(group: h5py.Group, n_labels: int) -> Any:
     for key, value in spec["fitted"].items():
         setattr(estimator, key, value)
     for key, value in group.get("fitted", {}).items():
-        setattr(estimator, key, value[()])
+        text = h5py.check_string_dtype(value.dtype) is not None  # names of features
+        setattr(estimator, key, value.asstr()[()] if text else value[()])
     if "calibration" in group.attrs:
         estimator.calibration_ = PlattScaling(**json.loads(group.attrs["calibration"]))
     if "cv" in group:

@@ -212,3 +212,28 @@ def test_wrong_arguments_are_named():
     P[3, 4] = np.nan
     with pytest.raises(ValueError, match="P is nan at row 3, label 4"):
         PerClassThreshold().fit(P, Y)
+
+
+def test_strengths_that_can_be_read_only_once_are_refused():
+    P = np.random.default_rng(0).random((12, 3))
+    rule = PerClassThreshold(strengths=map(float, (1, 10)))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="strengths is a map, read only once; give a list"):
+            rule.fit(P, P > 0.5)
+
+
+def test_folds_that_train_on_no_image_with_weight_are_left_out():
+    rng = np.random.default_rng(0)
+    P = rng.random((40, 5))
+    Y, weight = rng.random((40, 5)) < P, np.repeat([1.0, 0, 0], [12, 8, 20])
+    own, none = np.arange(20), np.arange(20, 40)
+    # The last fold has no weight to train on; the images that it tests count for nothing.
+    folds = [(own[6:], own[:6]), (own[:6], own[6:12]), (none, own[12:]), (own, none)]
+    rule = PerClassThreshold(cv=folds).fit(P, Y, sample_weight=weight)
+    fewer = PerClassThreshold(cv=[(own[6:12], own[:6]), (own[:6], own[6:12])])
+    fewer.fit(P[:12], Y[:12])
+    np.testing.assert_array_equal(rule.thresholds_, fewer.thresholds_)
+    np.testing.assert_allclose(rule.cv_scores_["score"], fewer.cv_scores_["score"], rtol=1e-12)
+    every = [(none, own), (own, none)]
+    with pytest.raises(ValueError, match="no fold trains and tests on images with weight; give"):
+        PerClassThreshold(cv=every).fit(P, Y, sample_weight=weight)

@@ -41,6 +41,14 @@ def test_rates_are_sorted_and_made_unique() -> None:
     np.testing.assert_array_equal(check_dropouts([0.5, 0.1, 0.5]), [0.1, 0.5])
     with pytest.raises(ValueError, match="dropouts is empty"):
         check_dropouts([])
+    np.testing.assert_array_equal(check_dropouts({0.5, 0.1}), [0.1, 0.5])
+
+
+def test_rates_that_can_be_read_only_once_are_refused() -> None:
+    rates = (p / 10 for p in (2, 5))
+    with pytest.raises(ValueError, match="dropouts is a generator, read only once; give a list"):
+        check_dropouts(rates)
+    assert list(rates) == [0.2, 0.5]
 
 
 def test_moments_are_raw_and_weighted() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from scipy.sparse import csr_matrix
 from sklearn.base import clone
 
 from heads import Blend, DropoutLogistic, DropoutLogisticCV, DropoutRidge, DropoutRidgeCV
+from heads.given import GivenScores
 from heads.storage import Head, OutOfFold, StoredBlend, load, refuse_existing, save
 from tests import synthetic
 
@@ -128,6 +130,52 @@ def test_a_head_of_one_label_comes_back(tmp_path: Path) -> None:
     found = synthetic.load_head(save(tmp_path / "one.h5", Head(estimator, one, one))).estimator
     np.testing.assert_array_equal(found.classes_, estimator.classes_)
     np.testing.assert_array_equal(found.predict(UNSEEN), estimator.predict(UNSEEN))
+
+
+def test_names_of_features_come_back(tmp_path: Path) -> None:
+    head = fitted_head(DropoutRidge())
+    names = np.array([f"ü{j}" for j in range(synthetic.D)], dtype=object)
+    head.estimator.feature_names_in_ = names  # as of a table of pandas
+    read = synthetic.load_head(save(tmp_path / "named.h5", head))
+    found = synthetic.load_head(save(tmp_path / "copy.h5", read)).estimator.feature_names_in_
+    assert found.dtype == object
+    assert found.tolist() == names.tolist()
+
+
+def test_parameters_of_numpys_types_come_back_as_numbers(tmp_path: Path) -> None:
+    given = {
+        "dropouts": np.array([0.2]),
+        "cv": np.int64(3),
+        "min_positives": np.int32(1),
+        "random_state": np.uint8(4),
+        "beta": np.float32(1),
+        "l2": np.float64(0.5),
+    }
+    path = save(tmp_path / "head.h5", fitted_head(DropoutRidgeCV(**given)))
+    found = synthetic.load_head(path).estimator
+    assert {key: found.get_params()[key] for key in given} == given | {"dropouts": [0.2]}
+    assert type(found.cv) is int
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"classes": np.array(["a", "b"])}, "there are 2 classes for 10 labels; give one each"),
+        ({"names": np.array(["a", "b"])}, "there are 2 names for 10 labels; give one each"),
+        ({"estimator": DropoutRidge()}, "the DropoutRidge is not fitted; fit it before"),
+        (
+            {"estimator": DropoutRidge().fit(X, IMAGES.Y[:, 0])},
+            r"cannot store a DropoutRidge of a 1-D target; fit it with Y\[:, None\]",
+        ),
+        ({"estimator": GivenScores("a", "0"), "names": np.array(["a"])}, "there are 1 names for"),
+    ],
+)
+def test_heads_that_cannot_be_read_again_are_refused(
+    changed: dict[str, Any], words: str, tmp_path: Path, simple: Head
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        save(tmp_path / "bad.h5", replace(simple, **changed))
+    assert not list(tmp_path.iterdir())
 
 
 def test_parameters_fit_the_same_head_again(path: Path, simple: Head) -> None:
