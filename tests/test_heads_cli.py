@@ -594,6 +594,10 @@ def test_what_cannot_be_blended_is_refused(
     other.classes = other.classes[::-1]
     turned = save(tmp_path / "turned.h5", other)
     refused(blend(head, turned), f"{turned}: its classes are not those of {head}")
+    refused(blend(head, turned), "the same ones in another order; fit both on caches of the same")
+    other.classes = np.append(other.classes[1:], "none")
+    strange = save(tmp_path / "strange.h5", other)
+    refused(blend(head, strange), f"those of {head}; fit both on caches of the same classes")
     other.oof = {}
     silent = save(tmp_path / "silent.h5", other)
     refused(blend(silent, head), f"{silent}: has no out-of-fold scores")
