@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 
 from featcache import FeatureCache, layout
 from featcache.console import command_line, option, required
-from heads.chain import NAMED, named_decision
+from heads.chain import NAMED, named_decision, refuse_many
 from heads.decisions import Decision, best_global_threshold
 from heads.domains import TwoDomainCV
 from heads.grouping import group_codes
@@ -283,6 +283,7 @@ def _check_options(config: FitConfig, cache: FeatureCache, images: int) -> None:
     if not config.source and config.source_weight != FitConfig.source_weight:
         raise ValueError("--source-weight has no effect without --source; give both or neither")
     check_folds(config.cv, cache, images)
+    refuse_many(config.min_labels, len(cache.classes), cache.path)
 
 
 def refuse_mismatch(cache: FeatureCache, source: FeatureCache, same_views: bool = True) -> None:
