@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.base import clone
 
 from heads.metrics import paired_bootstrap_interval
-from heads.nested import cross_val_fbeta
+from heads.nested import cross_val_fbeta, images_needed
 from heads.prediction import rule_of
 from heads.storage import Head, OutOfFold, StoredBlend, load
 
@@ -62,7 +62,7 @@ def compare(first: str, second: str) -> list[Comparison]:
     Raises
     ------
     ValueError
-        If the files have other classes, labels or betas, or no image in common.
+        If the files have other classes, labels or betas, or too few images in common.
     """
     contents = [load(first), load(second)]
     classes = [_classes(content) for content in contents]
@@ -78,13 +78,15 @@ def compare(first: str, second: str) -> list[Comparison]:
             f"{second}: decides for F{betas[1]:g}, but {first} for F{betas[0]:g}; fit one again"
         )
     blends = any(isinstance(content, StoredBlend) for content in contents)
-    found = []
+    least = max(images_needed(rule, _FOLDS) for rule in rules)
+    found, few = [], 0
     for domain, own in contents[0].oof.items():
         if domain not in contents[1].oof:
             continue
         other = contents[1].oof[domain]
         _, rows, other_rows = np.intersect1d(own.ids, other.ids, return_indices=True)
-        if len(rows) < 2:
+        if len(rows) < least:
+            few = max(few, len(rows))
             continue
         pair = [own.take(rows), other.take(other_rows)]
         if (pair[0].Y != pair[1].Y).nnz:
@@ -96,6 +98,11 @@ def compare(first: str, second: str) -> list[Comparison]:
         low, high = paired_bootstrap_interval(ours, theirs)
         means = float(ours.mean()), float(theirs.mean())
         found.append(Comparison(domain, len(rows), betas[0], *means, low, high, blends))
+    if few and not found:
+        raise ValueError(
+            f"{second}: {few} held-out images that {first} has, too, are too few to compare; "
+            f"{least} or more are needed"
+        )
     if not found:
         raise ValueError(
             f"{second}: has no out-of-fold scores of the images that {first} has scored; "
