@@ -157,6 +157,20 @@ def named_decision(
     raise ValueError(f"decision is {name!r}; expected {', '.join(NAMED[:-1])} or {NAMED[-1]}")
 
 
+def refuse_many(min_labels: int, n_labels: int, file: object) -> None:
+    """No image can get more labels than there are classes in the file.
+
+    Raises
+    ------
+    ValueError
+        Naming the option.
+    """
+    if min_labels > n_labels:
+        raise ValueError(
+            f"--min-labels {min_labels}: {file} has only {n_labels:,} classes; give at most that"
+        )
+
+
 def described(rule: Decision) -> str:
     """A fitted rule in a line."""
     inner: Any = getattr(rule, "decision_", rule)

@@ -9,7 +9,7 @@ from sklearn.base import clone
 
 from heads.grouping import united
 from heads.metrics import paired_bootstrap_interval
-from heads.nested import cross_val_fbeta
+from heads.nested import cross_val_fbeta, images_needed
 from heads.prediction import rule_of
 from heads.storage import Head, OutOfFold, StoredBlend, load
 
@@ -63,7 +63,7 @@ def compare(first: str, second: str) -> list[Comparison]:
     Raises
     ------
     ValueError
-        If the files have other classes, labels or betas, or no image in common.
+        If the files have other classes, labels or betas, or too few images in common.
     """
     contents = [load(first), load(second)]
     classes = [_classes(content) for content in contents]
@@ -79,26 +79,33 @@ def compare(first: str, second: str) -> list[Comparison]:
             f"{second}: decides for F{betas[1]:g}, but {first} for F{betas[0]:g}; fit one again"
         )
     blends = any(isinstance(content, StoredBlend) for content in contents)
-    found = []
+    least = max(images_needed(rule, _FOLDS) for rule in rules)
+    found, few = [], 0
     for domain, own in contents[0].oof.items():
         if domain not in contents[1].oof:
             continue
         other = contents[1].oof[domain]
         _, rows, other_rows = np.intersect1d(own.ids, other.ids, return_indices=True)
-        if len(rows) < 2:
-            continue
         pair = [own.take(rows), other.take(other_rows)]
+        groups = united([part.groups for part in pair])
+        pair = [replace(part, groups=groups) for part in pair]
+        if pair[0].units < least:
+            few = max(few, pair[0].units)
+            continue
         if pair[0].differs(pair[1]):
             raise ValueError(
                 f"{second}: was fitted on other labels of these {domain} images than {first}; "
                 "fit both on the same labels"
             )
-        groups = united([part.groups for part in pair])
-        pair = [replace(part, groups=groups) for part in pair]
         ours, theirs = (_held_out(rule, part) for rule, part in zip(rules, pair, strict=True))
         low, high = paired_bootstrap_interval(ours, theirs, groups=groups)
         means = float(ours.mean()), float(theirs.mean())
         found.append(Comparison(domain, len(rows), betas[0], *means, low, high, blends))
+    if few and not found:
+        raise ValueError(
+            f"{second}: {few} held-out images (or groups) that {first} has, too, are too few to "
+            f"compare; {least} or more are needed"
+        )
     if not found:
         raise ValueError(
             f"{second}: has no out-of-fold scores of the images that {first} has scored; "
@@ -113,5 +120,4 @@ def _classes(content: Head | StoredBlend) -> np.ndarray:
 
 def _held_out(rule: object, scores: OutOfFold) -> np.ndarray:
     """(n,) F-beta of each image."""
-    cv = min(_FOLDS, scores.units)
-    return cross_val_fbeta(rule, scores.proba, scores.Y, cv, **scores.known()).fbeta
+    return cross_val_fbeta(rule, scores.proba, scores.Y, _FOLDS, **scores.known()).fbeta

@@ -15,7 +15,7 @@ from featcache import FeatureCache, layout
 from featcache.console import command_line, option, required
 from featcache.disk import hash_file
 from heads.cacherows import ALL_VIEWS, CacheRows, halves, open_rows, refuse_mismatch, sampled
-from heads.chain import NAMED, named_decision
+from heads.chain import NAMED, named_decision, refuse_many
 from heads.decisions import Decision, best_global_threshold
 from heads.domains import TwoDomainCV
 from heads.logistic import PROBABILITIES, DropoutLogisticCV
@@ -299,6 +299,7 @@ def _check_options(config: FitConfig, rows: CacheRows) -> None:
         raise ValueError(f"--max-source-loss {config.max_source_loss:g}: expected a number >= 0")
     refuse_negative(seed=config.seed, min_positives=config.min_positives)
     check_folds(config.cv, rows)
+    refuse_many(config.min_labels, len(rows.cache.classes), rows.cache.path)
 
 
 def refuse_negative(**options: int) -> None:

@@ -118,7 +118,12 @@ def join(paths: Sequence[str], members: Sequence[Head]) -> list[Joined]:
     """
     for path, member in zip(paths, members, strict=True):
         if not np.array_equal(member.classes, members[0].classes):
-            raise ValueError(f"{path}: its classes are not those of {paths[0]}")
+            same = set(member.classes.tolist()) == set(members[0].classes.tolist())
+            raise ValueError(
+                f"{path}: its classes are not those of {paths[0]}"
+                + (": the same ones in another order" if same else "")
+                + "; fit both on caches of the same classes in the same order"
+            )
     first = members[0].oof["target"].ids
     for path, member in zip(paths, members, strict=True):
         _refuse_other_images(path, member.oof["target"].ids, first, paths[0])

@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix, vstack
 from featcache.console import command_line, option, required
 from featcache.disk import hash_file
 from heads.blending import AVERAGES, METHODS, Blend
-from heads.chain import NAMED, named_decision
+from heads.chain import NAMED, named_decision, refuse_many
 from heads.decisions import best_global_threshold
 from heads.fitting import DECISIONS, decide, parse_numbers, versions
 from heads.members import Joined, join, open_members
@@ -68,6 +68,7 @@ def blend(config: BlendConfig) -> StoredBlend:
     models = open_members(config.heads)
     domains = join(config.heads, models)
     target = domains[0].truth
+    refuse_many(config.min_labels, len(models[0].classes), config.heads[0])
     folds = min(5, target.units)
     decision = named_decision(
         config.decision, config.beta, config.min_labels, config.max_labels, cv=folds

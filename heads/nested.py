@@ -139,6 +139,15 @@ def cross_val_fbeta(
     )
 
 
+def images_needed(rule: Any, cv: int = 5) -> int:
+    """Images that a figure of :func:`cross_val_fbeta` needs, where the rule has folds of its own.
+
+    With fewer, the other folds might hold less images than the rule makes folds of them.
+    """
+    own = [v for k, v in rule.get_params().items() if k.rpartition("__")[2] == "cv"]
+    return 2 * max([cv, *(v for v in own if isinstance(v, int))])
+
+
 def _fold_means(values: np.ndarray, weight: np.ndarray, tests: Iterable[np.ndarray]) -> np.ndarray:
     return np.array(
         [weight[t] @ values[t] / weight[t].sum() if weight[t].any() else np.nan for t in tests]

@@ -59,6 +59,8 @@ def refit(config: RefitConfig) -> Refit:
     ValueError
         If nothing can be fitted again; before anything is made.
     """
+    if not os.path.exists(config.folder):
+        raise ValueError(f"{config.folder}: no such folder; give one that holds heads")
     if not config.out and not config.overwrite:
         raise ValueError(
             f"{config.folder}: its heads would be replaced; pass --overwrite or give --out DIR"

@@ -199,6 +199,25 @@ def test_rows_are_paired_by_id_and_only_common_ones_count(data: Path, tmp_path: 
     assert found.difference == 0
 
 
+@pytest.mark.parametrize(("images", "cv", "least"), [(3, 3, 10), (9, 3, 10), (12, 7, 14)])
+def test_few_images_are_not_compared(images: int, cv: int, least: int, tmp_path: Path) -> None:
+    """The rule itself has folds, of the images that a fold leaves."""
+    synthetic.write(tmp_path / "few.h5", synthetic.images(images, 3), shifted=True)
+    config = FitConfig(str(tmp_path / "few.h5"), str(tmp_path / "a.h5"), dropout="0.1", cv=cv)
+    commands.fit(config)
+    path = str(tmp_path / "a.h5")
+    expected = rf"^{path}: {images} held-out images .* too few to compare; {least} or more are"
+    with pytest.raises(ValueError, match=expected):
+        compare(path, path)
+
+
+def test_ten_images_are_enough_to_compare(tmp_path: Path) -> None:
+    synthetic.write(tmp_path / "few.h5", synthetic.images(10, 3), shifted=True)
+    path = str(tmp_path / "a.h5")
+    commands.fit(FitConfig(str(tmp_path / "few.h5"), path, dropout="0.1", cv=5))
+    assert [(found.images, found.difference) for found in compare(path, path)] == [(10, 0.0)]
+
+
 def test_what_cannot_be_compared_is_refused(data: Path, tmp_path: Path) -> None:
     first = str(data / "heads/ridge.h5")
 

@@ -624,6 +624,9 @@ def test_what_cannot_be_blended_is_refused(
         return run("blend", *files, "--out", tmp_path / "new.h5")
 
     refused(blend(head, out), f"{out}: is a blend; give heads")
+    many = synthetic.K + 1
+    result = run("blend", head, "--min-labels", many, "--out", tmp_path / "new.h5")
+    refused(result, f"--min-labels {many}: {head} has only {synthetic.K} classes; give at most")
     refused(blend(head, tmp_path / "none.h5"), f"{tmp_path / 'none.h5'}: no such file")
     cache = data / "stage_1/net0.h5"
     refused(blend(cache), f"{cache}: no head or blend")
@@ -631,6 +634,10 @@ def test_what_cannot_be_blended_is_refused(
     other.classes = other.classes[::-1]
     turned = save(tmp_path / "turned.h5", other)
     refused(blend(head, turned), f"{turned}: its classes are not those of {head}")
+    refused(blend(head, turned), "the same ones in another order; fit both on caches of the same")
+    other.classes = np.append(other.classes[1:], "none")
+    strange = save(tmp_path / "strange.h5", other)
+    refused(blend(head, strange), f"those of {head}; fit both on caches of the same classes")
     other.oof = {}
     silent = save(tmp_path / "silent.h5", other)
     refused(blend(silent, head), f"{silent}: has no out-of-fold scores")
@@ -872,6 +879,7 @@ def test_a_source_that_shares_images_with_the_target_is_refused(
         (["--source-weight", "0.3"], "--source-weight has no effect without --source"),
         (["--cv", "1"], "150 labelled images, --cv 1"),
         (["--cv", "151"], "150 labelled images, --cv 151"),
+        (["--min-labels", str(synthetic.K + 1)], f"net0.h5 has only {synthetic.K} classes; give"),
     ],
 )
 def test_options_that_cannot_work_are_refused(

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from matplotlib import pyplot
+from sklearn.exceptions import NotFittedError
 
 from heads import (
     Blend,
@@ -371,6 +372,31 @@ def test_of_300_models_the_heaviest_are_shown():
     display = BlendWeightsDisplay(weights).plot()
     widths = [bar.get_width() for bar in display.bars_]
     np.testing.assert_array_equal(widths, np.sort(weights)[::-1][:30])
+
+
+@pytest.mark.parametrize(
+    ("display", "shown"),
+    [
+        (DropoutDisplay, "DropoutLogisticCV, DropoutRidgeCV or TwoDomainCV; this Blend has no"),
+        (ParetoDisplay, "TwoDomainCV, or a Blend of two domains; this DropoutRidgeCV has no"),
+        (ParetoDisplay, "TwoDomainCV, or a Blend of two domains; this Blend has no pareto_"),
+        (BlendPathDisplay, "Blend; this DropoutRidgeCV has no path_"),
+        (BlendWeightsDisplay, "Blend; this DropoutRidgeCV has no weights_"),
+        (ThresholdDisplay, "GlobalThreshold or Blend; this DropoutRidgeCV has no threshold_"),
+    ],
+)
+def test_an_estimator_of_another_kind_is_told_from_one_that_is_not_fitted(display, shown):
+    X, Y = data()
+    head = DropoutRidgeCV([0.2, 0.5], cv=3)
+    blend = Blend()
+    other = blend if "this Blend" in shown else head
+    arguments = (X, Y) if display is ThresholdDisplay else ()
+    with pytest.raises(NotFittedError):
+        display.from_estimator(other, *arguments)
+    head.fit(X, Y)
+    blend.fit([head.oof_predict_proba_], Y)
+    with pytest.raises(TypeError, match=f"^{display.__name__} shows a fitted {shown}"):
+        display.from_estimator(other, *arguments)
 
 
 def test_names_must_be_those_of_all_models():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,6 +144,15 @@ def test_folders_tell_caches_of_one_name_apart(data: Path) -> None:
     for outcome in done.failed:
         assert "which may now be" in outcome.error
         assert str(data / "new/more/stage_1/a.h5") in outcome.error
+
+
+@pytest.mark.parametrize("more", [{}, {"overwrite": True}, {"out": "again"}])
+def test_a_missing_folder_is_told_before_anything_else(more: dict[str, Any], data: Path) -> None:
+    wrong = RefitConfig(str(data / "nope"), caches=[str(data / "nowhere")], **more)
+    with pytest.raises(
+        ValueError, match=rf"{data}/nope: no such folder; give one that holds heads"
+    ):
+        refit(wrong)
 
 
 def test_nothing_to_fit_is_refused(data: Path, tmp_path: Path) -> None:

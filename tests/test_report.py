@@ -216,6 +216,21 @@ def test_a_head_alone_has_a_page_without_blend_and_images(tmp_path, capsys):
     assert document.all("img") == []
 
 
+@pytest.mark.parametrize(("images", "told"), [(3, False), (10, True)])
+def test_few_images_have_a_page_without_the_figure_that_needs_more(tmp_path, images, told):
+    cache = tmp_path / "few.h5"
+    synthetic.write(cache, synthetic.images(images, 3), shifted=True)
+    head = tmp_path / "head.h5"
+    commands.fit(FitConfig(cache=str(cache), out=str(head), dropout="0.3", cv=3))
+    page = report(ReportConfig(content=str(head), out=str(tmp_path / "page.html")))
+    text = page.read_text("utf-8")
+    tiles = [t for _, t in Document(text).all("h3")]
+    assert {"Without adaptation", "Labels an image"} < set(tiles)
+    assert ("Mean F2 per image" in tiles, "Gain" in tiles) == (told, told)
+    assert ("3 labelled images are too few to fit the decision anew" in text) is not told
+    assert ("Every score is out of fold" in text) is told
+
+
 def test_the_summary_tells_what_the_choice_is_worth_elsewhere(path, document, tmp_path):
     heads = [str(head) for head in path.parent.glob("<b>net*.h5")]
     commands.blend(BlendConfig(heads=heads, out=str(tmp_path / "chosen.h5"), cv=2))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
 
 from heads.plots.canvas import BLUE, ORANGE, Display, named_rows
 
@@ -38,7 +37,7 @@ class BlendPathDisplay(Display):
     @classmethod
     def from_estimator(cls, blend: Any, *, ax: Any = None, **line: Any) -> BlendPathDisplay:
         """Of a fitted :class:`heads.Blend`."""
-        check_is_fitted(blend, "path_")
+        cls._check_shown(blend, "path_", "Blend")
         measure = f"mean F{blend.beta:g} per image"
         return cls(blend.path_["score"], measure=measure).plot(ax, **line)
 
@@ -90,7 +89,7 @@ class BlendWeightsDisplay(Display):
         cls, blend: Any, names: Sequence[str] | None = None, *, ax: Any = None, **bars: Any
     ) -> BlendWeightsDisplay:
         """Of a fitted :class:`heads.Blend`; `names` of all its models."""
-        check_is_fitted(blend, "weights_")
+        cls._check_shown(blend, "weights_", "Blend")
         if names is not None and len(names) != len(blend.weights_):
             raise ValueError(f"{len(names)} names, but the blend has {len(blend.weights_)} models")
         return cls(blend.weights_, names).plot(ax, **bars)

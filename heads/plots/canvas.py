@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from sklearn.utils.validation import check_is_fitted
 
 # Told apart in print and by those who see few colours: Okabe and Ito (2008).
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#888888"
@@ -23,6 +24,16 @@ class Display:
 
     ax_: Any
     figure_: Any
+
+    @classmethod
+    def _check_shown(cls, estimator: Any, attribute: str, kinds: str) -> None:
+        """Refuse an estimator that is not fitted, or fitted but not of a kind that is shown."""
+        if not hasattr(estimator, attribute):
+            check_is_fitted(estimator)
+            raise TypeError(
+                f"{cls.__name__} shows a fitted {kinds}; "
+                f"this {type(estimator).__name__} has no {attribute}"
+            )
 
     def _on(self, ax: Any, height: float = 4.0) -> Any:
         """The axes to draw on: those given, or new ones."""

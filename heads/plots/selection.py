@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
 
 from heads.cuts import threshold_curve
 from heads.inputs import Matrix
@@ -72,7 +71,9 @@ class DropoutDisplay(Display):
     ) -> DropoutDisplay:
         """Of a fitted ``DropoutLogisticCV``, ``DropoutRidgeCV`` or ``TwoDomainCV``."""
         estimator = getattr(estimator, "estimator_", estimator)
-        check_is_fitted(estimator, "cv_results_")
+        cls._check_shown(
+            estimator, "cv_results_", "DropoutLogisticCV, DropoutRidgeCV or TwoDomainCV"
+        )
         table, rate = estimator.cv_results_, estimator.dropout_
         display = cls(
             table["dropout"],
@@ -205,7 +206,7 @@ class ThresholdDisplay(Display):
         P is what the rule predicts from: scores (n, K), of a blend those of all models.
         `more` goes to :meth:`from_predictions`.
         """
-        check_is_fitted(rule, "threshold_")
+        cls._check_shown(rule, "threshold_", "GlobalThreshold or Blend")
         blended = rule.predict_proba(P) if hasattr(rule, "weights_") else P
         return cls.from_predictions(
             Y, blended, beta=rule.beta, threshold=rule.threshold_, ax=ax, **more

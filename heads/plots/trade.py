@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
 
 from heads.plots.canvas import BLUE, GREY, ORANGE, Display, named_rows, plain
 
@@ -55,7 +54,7 @@ class ParetoDisplay(Display):
     @classmethod
     def from_estimator(cls, estimator: Any, *, ax: Any = None) -> ParetoDisplay:
         """Of a fitted ``TwoDomainCV``, with the weights of the source beside, or ``Blend``."""
-        check_is_fitted(estimator, "pareto_")
+        cls._check_shown(estimator, "pareto_", "TwoDomainCV, or a Blend of two domains")
         if "chosen" in estimator.pareto_:
             return cls.from_table(
                 estimator.pareto_,

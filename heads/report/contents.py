@@ -17,7 +17,7 @@ from heads.blending import Blend
 from heads.cuts import apply_threshold, best_global_threshold
 from heads.decisions import Decision
 from heads.metrics import fbeta_per_image
-from heads.nested import CrossValidated, cross_val_fbeta
+from heads.nested import CrossValidated, cross_val_fbeta, images_needed
 from heads.prediction import rule_of
 from heads.storage import Head, OutOfFold, StoredBlend, load
 
@@ -81,8 +81,8 @@ class Contents:
     oof : OutOfFold
         Of the labelled images of the target.
     rule : Decision
-    score : CrossValidated
-        The rule fitted anew in folds.
+    score : CrossValidated or None
+        The rule fitted anew in folds; None of too few images.
     used : list of Used
     source_Y : (m, K) CSR or None
         Labels of the validation images.
@@ -96,7 +96,7 @@ class Contents:
     weights: np.ndarray
     oof: OutOfFold
     rule: Decision
-    score: CrossValidated
+    score: CrossValidated | None
     used: list[Used] = field(default_factory=list)
     source_Y: csr_matrix | None = None
     unadapted: Unadapted | None = None
@@ -111,6 +111,12 @@ class Contents:
         """Of F-beta."""
         beta: float = getattr(self.rule, "beta", 2.0)
         return beta
+
+    @property
+    def sets(self) -> csr_matrix:
+        """(n, K) label sets, by the rule of the other folds where there are enough images."""
+        chosen: csr_matrix = self.score.sets if self.score else self.rule.predict(self.oof.proba)
+        return chosen
 
     @property
     def class_names(self) -> np.ndarray:
@@ -146,7 +152,9 @@ def gather(path: str, caches: Sequence[str] = ()) -> Contents:
     oof, rule = content.oof["target"], rule_of(content)
     if len(oof.ids) < 2:
         raise ValueError(f"{path}: has one labelled image; a report needs at least two")
-    score = cross_val_fbeta(rule, oof.proba, oof.Y, cv=min(5, oof.units), **oof.known())
+    score = None
+    if oof.units >= images_needed(rule):
+        score = cross_val_fbeta(rule, oof.proba, oof.Y, cv=5, **oof.known())
     found = Contents(path, content, models, names, weights, oof, rule, score)
     found.used = _given(caches, oof, models, names) if caches else _recorded(models, names)
     found.source_Y = _source_labels(found)

@@ -18,6 +18,7 @@ from heads.galleries import gallery
 from heads.labeltable import LabelTable, label_table
 from heads.markup import Markup, asset, element, joined, table
 from heads.metrics import bootstrap_interval, paired_bootstrap_interval
+from heads.nested import images_needed
 from heads.report.contents import TARGET, Contents
 from heads.report.pictures import pictures
 from heads.results import honest_text
@@ -90,37 +91,30 @@ def _document(title: str, sections: Mapping[str, Markup]) -> str:
 
 def _summary(found: Contents) -> Markup:
     score, oof, F = found.score, found.oof, f"F{found.beta:g}"
-    tiles = [
-        _tile(
-            f"Mean {F} per image",
-            f"{score.score:.3f}",
-            f"95 % interval {score.low:.3f} to {score.high:.3f}, {len(oof.ids):,} labelled images",
-        )
-    ]
+    tiles = []
+    if score is not None:
+        interval = f"95 % interval {score.low:.3f} to {score.high:.3f}"
+        words = f"{interval}, {len(oof.ids):,} labelled images"
+        tiles.append(_tile(f"Mean {F} per image", f"{score.score:.3f}", words))
     if found.unadapted is not None:
         before = found.unadapted.fbeta
-        low, high = paired_bootstrap_interval(score.fbeta, before, groups=oof.groups)
-        its_low, its_high = bootstrap_interval(before, groups=oof.groups)
         origin = "validation images" if found.unadapted.from_source else "these images"
-        tiles += [
-            _tile(
-                "Without adaptation",
-                f"{before.mean():.3f}",
-                f"95 % interval {its_low:.3f} to {its_high:.3f}, cut chosen on {origin}",
-            ),
-            _tile(
-                "Gain",
-                f"{score.score - before.mean():+.3f}",
-                f"95 % interval {low:+.3f} to {high:+.3f}, image by image",
-            ),
-        ]
+        interval = "95 % interval {:.3f} to {:.3f}".format(
+            *bootstrap_interval(before, groups=oof.groups)
+        )
+        words = f"{interval}, cut chosen on {origin}"
+        tiles.append(_tile("Without adaptation", f"{before.mean():.3f}", words))
+        if score is not None:
+            low, high = paired_bootstrap_interval(score.fbeta, before, groups=oof.groups)
+            words = f"95 % interval {low:+.3f} to {high:+.3f}, image by image"
+            tiles.append(_tile("Gain", f"{score.score - before.mean():+.3f}", words))
     networks = {model.network_id for model in found.models}
     plural = "s" * (len(networks) != 1)
     tiles.append(
         _tile("Models", f"{len(found.models)}", f"heads of {len(networks)} network{plural}")
     )
     true = np.diff(oof.Y.indptr) + oof.missed
-    chosen = np.diff(score.sets.indptr)
+    chosen = np.diff(found.sets.indptr)
     tiles.append(
         _tile(
             "Labels an image",
@@ -158,7 +152,11 @@ def _remarks(found: Contents) -> list[Markup]:
     texts = [
         f"Label sets are decided by {described(found.rule)}.",
         "Every score is out of fold: neither the heads nor the decision had seen the labels of the "
-        "images that they are scored on.",
+        "images that they are scored on."
+        if found.score is not None
+        else f"{len(found.oof.ids)} labelled images are too few to fit the decision anew in folds "
+        f"({images_needed(found.rule)} are enough), so there is no score of it, and its label sets "
+        "are those of images whose labels it has seen.",
     ]
     if found.blend is not None:
         texts += _optimism(found.blend.method, found.content.provenance)
@@ -255,7 +253,7 @@ def _images(found: Contents, images: str, count: int) -> Markup:
         oof.proba,
         images or None,
         names=found.class_names,
-        sets=found.score.sets,
+        sets=found.sets,
         beta=found.beta,
         count=count,
         mask=oof.mask,
