@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from featcache.errors import InputError
+from featcache.errors import BY_SIGNAL, WORKER_ENDED, InputError
 from featcache.imagefacts import refuse_changed
 from featcache.images import ImageSet, UnreadableImage, decode
 from featcache.views import (
@@ -31,6 +32,8 @@ from featcache.views import (
 )
 
 T = TypeVar("T")
+
+_SIGNAL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -245,7 +248,7 @@ def loader(
     Raises
     ------
     InputError
-        As the dataset does, in one line.
+        As the dataset does, in one line; or if the system has ended a worker.
     """
     source = DataLoader(
         dataset,
@@ -265,3 +268,18 @@ def loader(
         # of torch's own traceback would keep the workers alive.
         message = str(error).strip().rpartition(f"{InputError.__name__}: ")[2]
         raise InputError(message) from error.with_traceback(None)
+    except (ConnectionError, EOFError, FileNotFoundError, RuntimeError) as error:
+        if not workers or not _tells_of_an_end(error):
+            raise
+        # The signal comes soon after a broken connection; while torch tidies up, the error that
+        # its handler raises would be shown as one that is ignored.
+        with contextlib.suppress(RuntimeError):
+            time.sleep(_SIGNAL_SECONDS)
+        raise InputError(WORKER_ENDED) from error.with_traceback(None)
+
+
+def _tells_of_an_end(error: Exception) -> bool:
+    """Whether a worker is gone: a signal says so, or what it was to send cannot be fetched."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith(BY_SIGNAL)
+    return "in DataLoader worker process" not in str(error)  # where its own errors come from

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import os
 
+# How torch begins to tell, and what to say of it.
+BY_SIGNAL = "DataLoader worker (pid"
+WORKER_ENDED = (
+    "a worker process was ended (too little memory, or too little of /dev/shm?); take fewer "
+    "--workers, the same command goes on where it stopped"
+)
+
 
 class InputError(ValueError):
     """Wrong input; the message is one line that names the file, the value and the remedy."""
@@ -21,11 +28,8 @@ def trouble_of_torch(error: RuntimeError) -> str | None:
     a signal, wherever the program is.
     """
     text = str(error)
-    if text.startswith("DataLoader worker (pid"):
-        return (
-            "a worker process was ended (too little memory, or too little of /dev/shm?); take "
-            "fewer --workers, the same command goes on where it stopped"
-        )
+    if text.startswith(BY_SIGNAL):
+        return WORKER_ENDED
     if "out of memory" in text or "DefaultCPUAllocator" in text:
         return (
             f"no memory is left ({reason_of(error).partition('. ')[0]}); free some (of the GPU, if "

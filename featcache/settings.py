@@ -215,6 +215,13 @@ class ExtractionConfig:
 
     def __post_init__(self) -> None:
         _refuse_smaller(self, LEAST_IN_EXTRACTION)
+        default = type(self).__dataclass_fields__["view_count"].default
+        if self.views in ("eval", "tta") and self.view_count != default:
+            # Recorded, it would tell apart caches that are equal.
+            raise InputError(
+                f"--view-count {self.view_count} says how many random views there are, and --views "
+                f"{self.views} has none; leave it out"
+            )
 
 
 @dataclass(frozen=True)

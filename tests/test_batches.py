@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from featcache import batches
 from featcache.batches import (
     Batch,
     TrainingImages,
@@ -297,6 +298,30 @@ def test_signals_from_others_do_not_end_a_worker(images: ImageSet) -> None:
     status = worker.exitcode
     worker.kill()  # else a failure would keep the tests from ending
     assert status == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConnectionResetError(104, "Connection reset by peer"), True),
+        (EOFError(), True),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), True),
+        (FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0."), False),
+        (RuntimeError("fault"), False),
+    ],
+)
+def test_a_worker_that_is_gone_is_told_from_faults(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch, error: Exception, told: bool
+) -> None:
+    def fail(source: object) -> None:
+        raise error
+
+    monkeypatch.setattr(batches.DataLoader, "__iter__", fail)
+    dataset = ViewImages(images, Recipe("eval", 0, 0, Preprocessing(image_size=12)))
+    source = loader(dataset, [[0]], 1, torch.device("cpu"))
+    with pytest.raises(InputError if told else type(error)) as caught:
+        next(source)
+    assert ("fewer --workers" in str(caught.value)) == told
 
 
 ENDS_IN_AN_ERROR = """

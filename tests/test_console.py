@@ -199,7 +199,7 @@ def test_defaults_are_left_out_of_a_command_line() -> None:
             ),
         ),
         ("extract", ExtractionConfig("r", "i", "o.h5")),
-        ("extract", ExtractionConfig("r", "i", "o.h5", ["l.csv"], "unknown", "ids", "tta", 2)),
+        ("extract", ExtractionConfig("r", "i", "o.h5", ["l.csv"], "unknown", "ids", "strong", 2)),
     ],
 )
 def test_the_command_lines_of_the_package(

@@ -241,6 +241,8 @@ WRONG_EXTRACTION: list[tuple[dict[str, Any], list[str]]] = [
     ({"labels": ["header.csv"]}, ["header.csv, line 1"]),
     ({"views": "ttaa"}, ["'ttaa'", "eval, tta, strong"]),
     ({"views": "strong", "view_count": 0}, ["--view-count 0", "at least 1"]),
+    ({"views": "tta", "view_count": 9}, ["--view-count 9", "--views tta has none; leave it out"]),
+    ({"views": "eval", "view_count": 0}, ["--view-count 0", "--views eval has none"]),
     ({"views": "tests.tiny:draw"}, ["'tests.tiny:draw': TypeError: draw() takes"]),
     ({"batch_size": 0}, ["--batch-size 0", "at least 1"]),
     ({"device": "cuda:x"}, ["--device 'cuda:x'"]),

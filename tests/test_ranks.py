@@ -401,7 +401,7 @@ def test_the_recorded_number_of_threads_is_used(
         with pytest.raises(InputError, match=r"threads +2 +1"):
             as_rank(monkeypatch, 0, 2, **settings(threads=1))
         with pytest.raises(InputError, match=r"view"):
-            as_rank(monkeypatch, 0, 2, **settings(threads=0, views="eval"))
+            as_rank(monkeypatch, 0, 2, **settings(threads=0, views="eval", view_count=4))
         assert torch.get_num_threads() == 1
         assert as_rank(monkeypatch, 0, 2, **settings(threads=0)) == tmp_path / "x.h5"
         assert torch.get_num_threads() == 2
