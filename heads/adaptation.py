@@ -69,7 +69,8 @@ class Adaptation(BaseEstimator):
     calibration : "platt", an estimator with fit, slope_ and intercept_, or None
         Step 4; "platt": :class:`heads.PlattCalibration`.
     decision : Decision, optional
-        Step 10; fitted on out-of-fold Stage 1 rows. None: ``ExpectedFBeta(beta)``.
+        Step 10; fitted on out-of-fold Stage 1 rows. None: ``ExpectedFBeta(beta)``, with one label
+        at least if every known image has one.
     share : float, optional
         Step 6 with a given w; None: chosen.
     first_view : float, optional
@@ -226,7 +227,7 @@ class Adaptation(BaseEstimator):
             share=self.share_,
             sure_home=sure[0],
             sure_target=sure[1],
-            decision=self._decision(target),
+            decision=self._decision(target, home),
         )
         return self
 
@@ -330,8 +331,12 @@ class Adaptation(BaseEstimator):
             found[moments] = Linear(mean.W.astype(np.float32), mean.b)
         return found
 
-    def _decision(self, rows: Rows) -> Decision:
-        decision = ExpectedFBeta(self.beta) if self.decision is None else clone(self.decision)
+    def _decision(self, rows: Rows, home: Rows) -> Decision:
+        # Labels are not independent: of an image that may have none the rule expects too much.
+        never_empty = all((part.Y >= 0.5).any(axis=1).all() for part in (rows, home))
+        decision: Any = ExpectedFBeta(self.beta, min_labels=int(never_empty))
+        if self.decision is not None:
+            decision = clone(self.decision)
         hard, known = _hard_and_known(rows)
         mask = None if known is None else ~known
         fitted: Decision = decision.fit(

@@ -23,11 +23,12 @@ from heads.gate import (
     ENOUGH,
     Gate,
     GateConfig,
+    Sureness,
     distance,
     likeness,
-    open_gate,
+    signs_of,
     trust,
-    unsureness,
+    words,
 )
 from heads.inputs import check_truth
 from heads.labelshift import LabelShiftTest
@@ -219,23 +220,39 @@ class AdaptedModel:
         ]
         return ViewedHead(average(heads).calibrated(*self.target_calibration), self.target_first)
 
-    def source_expert(self, domain: DomainMoments, signs: Gate) -> ViewedHead:
-        """The calibrated source head, the more aligned the further from home the domain is."""
-        share = self.config.aligned * signs.away * (1 - self.label_shift.strength / 2)
+    def source_expert(
+        self, domain: DomainMoments, signs: Gate, X: np.ndarray | None = None
+    ) -> ViewedHead:
+        """The calibrated source head, the more aligned the further from home the domain is.
+
+        With images X (n, v, d) also the more the head expects more labels than Stage 1 has, and
+        not at all where alignment takes the number of labels further off.
+        """
+        share = self.config.aligned * (1 - self.label_shift.strength / 2)
+        over = 0.0 if X is None else float(np.clip(self._excess(self.source, X), 0, 1))
+        share *= (1 - signs.home) * max(signs.unsure, over)
         if not share:
             return self.source
         own, home = domain.like(self.source_moments), self.source_moments.like(domain)
         maps = [own.map_to(home, moments, self.config.max_scale) for moments in self.targets]
         heads = [self.network, *(self.network.after(m) for m in maps)]
         mixed = average(heads, [1 - share, *[share / len(maps)] * len(maps)])
-        return ViewedHead(mixed.calibrated(*self.source_calibration), self.source_first)
+        aligned = ViewedHead(mixed.calibrated(*self.source_calibration), self.source_first)
+        if X is not None and abs(self._excess(aligned, X)) > abs(self._excess(self.source, X)):
+            return self.source
+        return aligned
+
+    def _excess(self, head: ViewedHead, X: np.ndarray) -> float:
+        """log2 of how many times the labels of Stage 1 the head expects."""
+        expected = float(expit(head.margins(X)).sum(axis=1).mean())
+        return float(np.log2(max(expected, 1e-6) / max(self.labels_per_image, 1e-6)))
 
     def stage_1_signs(self) -> Gate:
         """Of Stage 1's own domain."""
         own, home = self.target_moments, self.source_moments
         away = distance(own.like(home), home.like(own))
         _, f_0 = likeness(1.0, away, own.every.images, self.config.gate)
-        return open_gate(1.0, 1.0, f_0, self.label_shift.strength, self.config.gate)
+        return Gate(0.0, 1.0, 1.0, f_0).opened(self.label_shift.strength, self.config.gate)
 
     def for_domain(
         self, X: Any = None, labelled: tuple[Any, Any] | None = None, random_state: int = 0
@@ -258,7 +275,7 @@ class AdaptedModel:
             sample = np.random.default_rng(random_state).permutation(len(X))[:SAMPLE]
             X = X[np.sort(sample)]
             signs, reason = self._signs(X, domain)
-            adapted, source = self.adapted(shrunk), self.source_expert(shrunk, signs)
+            adapted, source = self.adapted(shrunk), self.source_expert(shrunk, signs, X)
             signs, found = self._trusted(signs, reason, [h.margins(X) for h in (adapted, source)])
             steps += [self._alignment_step(domain), found]
             adapted, source, moved = self._at_known_rates(adapted, source, signs, X)
@@ -316,34 +333,16 @@ class AdaptedModel:
 
     def _signs(self, X: np.ndarray, domain: DomainMoments) -> tuple[Gate, str]:
         config, shift = self.config.gate, self.label_shift.strength
-        sure = self.sureness(X)
-        unsure = unsureness(self.sure_home, self.sure_target, sure)
-        apart, away = (
-            distance(domain.like(known), known.like(domain))
-            for known in (self.target_moments, self.source_moments)
-        )
-        familiar, home = likeness(apart, away, domain.every.images, config)
-        gate = open_gate(unsure, familiar, home, shift, config)
-        reason = (
-            f"the source head expects F{self.config.beta:g} {sure:.3f} here, {self.sure_home:.3f} "
-            f"at home, {self.sure_target:.3f} on Stage 1: {unsure:.0%} as unsure"
-        )
-        if config.fixed is not None:
-            reason = "fixed"
-        elif familiar > 0:
-            reason += f"; images are {familiar:.0%} like those of Stage 1 (distance {apart:.1f})"
-        else:
-            reason += f"; another domain than Stage 1 (distance {apart:.0f} of chance): capped"
-        if home > 0 and config.fixed is None:
-            reason += f"; images are {home:.0%} like those at home (distance {away:.1f})"
-        return gate, reason
+        sure = Sureness(self.sure_home, self.sure_target, self.sureness(X))
+        gate = signs_of(domain, self.target_moments, self.source_moments, sure, shift, config)
+        return gate, words(gate, sure, self.config.beta, config)
 
     def _trusted(self, gate: Gate, reason: str, margins: list[np.ndarray]) -> tuple[Gate, Step]:
         """With what the adapted and the source head, of these margins, expect of themselves."""
         config, shift = self.config.gate, self.label_shift.strength
         if config.fixed is None and gate.elsewhere > 0:
             q = trust(self._expected(margins[0]), self._expected(margins[1]), shift, config)
-            gate = open_gate(gate.unsure, gate.familiar, gate.home, shift, config, q)
+            gate = replace(gate, trust=q).opened(shift, config)
             if q < 1:
                 reason += f"; the adapted head doubts itself: {q:.0%} trusted"
         return gate, Step("gate", f"{gate.value:.2f}", reason)
@@ -373,7 +372,7 @@ class AdaptedModel:
     def _effect(self, head: DomainHead, X: np.ndarray) -> Step:
         P, P_source = head.predict_proba(X), expit(self.source.margins(X))
         sets = [expected_fbeta_sets(p, self.config.beta) for p in (P_source, P)]
-        counts = [s.sets.nnz / len(X) for s in sets]
+        counts = [head.decision.predict(p).nnz / len(X) for p in (P_source, P)]
         return Step(
             "prediction",
             f"{counts[0]:.2f} -> {counts[1]:.2f} labels an image",

@@ -16,7 +16,7 @@ from heads import Adaptation, ExpectedFBeta, GlobalThreshold, PlattCalibration, 
 from heads.alignment import DomainMoments
 from heads.domain_heads import DomainConfig, DomainHead
 from heads.experts import ExpertConfig
-from heads.gate import GateConfig, familiarity, likeness, open_gate, trust, unsureness
+from heads.gate import Gate, GateConfig, familiarity, likeness, trust, unsureness
 from tests import synthetic
 
 QUICK = ExpertConfig(dropouts=(0.2,), cv=3)
@@ -357,12 +357,19 @@ def test_the_gate_follows_its_signs() -> None:
         (0.0, 1.0, 0.0, 1.0): 1.0,  # Stage 1's own domain
         (0.5, 0.5, 0.0, 0.0): 0.5 + 0.5 * 0.3,
     }.items():
-        assert open_gate(*signs, config).value == pytest.approx(expected)
-    assert open_gate(0.5, 0.5, 0.0, 0.0, GateConfig(fixed=0.2)).value == 0.2
+        *own, shift = signs
+        assert Gate(0.0, *own).opened(shift, config).value == pytest.approx(expected)
+    assert Gate(0.0, 0.5, 0.5, 0.0).opened(0.0, GateConfig(fixed=0.2)).value == 0.2
+    near = Gate(0.0, 1.0, 0.0, 0.0, near=0.5, aim=0.5).opened(0.0, config)
+    assert near.value == pytest.approx(0.5 + 0.5 * 0.5 * 0.6)
     assert unsureness(0.6, 0.4, 0.5) == pytest.approx(0.5)
     assert unsureness(0.6, 0.4, 0.9) == 0
     assert unsureness(0.6, 0.4, 0.1) == 1
-    assert unsureness(0.6, 0.7, 0.6) == 1  # sureness says nothing
+    # Where the source head is no less sure on Stage 1 its sureness says little.
+    assert unsureness(0.6, 0.7, 0.6) == 1
+    assert unsureness(0.6, 0.7, 0.6, moved=0.3) == pytest.approx(0.3)
+    assert unsureness(0.6, 0.7, 0.52, moved=0.3) == pytest.approx(0.8)
+    assert unsureness(0.6, 0.575, 0.6, moved=0.4) == pytest.approx(0.2)
     assert familiarity(1.0, (1.5, 3.0)) == 1
     assert familiarity(9.0, (1.5, 3.0)) == 0
     assert likeness(1.0, 50.0, 500, config) == (1.0, 0.0)  # Stage 1's
@@ -441,5 +448,5 @@ def test_a_head_that_promises_less_than_the_source_head_is_trusted_less() -> Non
     assert trust(0.1, 0.4, 0.0, config) == 0
     assert trust(0.1, 0.4, 1.0, config) == 1  # where targets differ that says nothing
     assert trust(0.1, 0.0, 0.0, config) == 1
-    gates = [open_gate(1.0, 0.2, 0.0, 0.0, config, q).value for q in (0.0, 0.5, 1.0)]
+    gates = [Gate(0.0, 1.0, 0.2, 0.0, q).opened(0.0, config).value for q in (0.0, 0.5, 1.0)]
     assert gates == pytest.approx([0.2, 0.2 + 0.8 * 0.4, 0.2 + 0.8 * 0.8])
