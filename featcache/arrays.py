@@ -11,9 +11,10 @@ import numpy as np
 from scipy.sparse import csr_matrix, issparse, spmatrix
 
 from featcache.annotations import Labels
-from featcache.contents import CacheContents, Names
+from featcache.contents import CacheContents
 from featcache.errors import InputError, reason_of
 from featcache.layout import FEATURE_DTYPE
+from featcache.names import Names, is_none, texts_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,20 +40,22 @@ class Given:
         InputError
             If parts disagree.
         """
-        source, (_, v, d) = as_features(features, len(self.ids))
+        ids = texts_of("ids", self.ids)
+        classes = None if self.classes is None else texts_of("classes", self.classes)
+        source, (_, v, d) = as_features(features, len(ids))
         weight, bias = as_array(self.weight), as_array(self.bias)
         contents = CacheContents(
-            ids=np.asarray(self.ids),
+            ids=ids,
             views=as_views(self.views, v),
             dim=d,
-            labels=as_labels(self.labels, self.ids, self.classes),
-            classes=self.classes,
+            labels=as_labels(self.labels, ids, classes),
+            classes=classes,
             class_names=self.class_names,
             weight=weight,
             bias=bias,
             provenance=with_network_id(self.provenance or {}, weight, bias, d),
         )
-        return source, contents, as_reasons(len(self.ids), self.valid, self.reasons)
+        return source, contents, as_reasons(len(ids), self.valid, self.reasons)
 
 
 def as_array(values: Any) -> Any:
@@ -70,8 +73,9 @@ def as_features(features: Any, n: int) -> tuple[Any, tuple[int, int, int]]:
     Raises
     ------
     InputError
-        If there is not a row for each of `n` ids.
+        If there is not a row for each of `n` ids, or some are masked.
     """
+    _refuse_masked("features", features, "fill them, or mark their rows by valid=")
     source = as_array(features)
     try:
         np.dtype(source.dtype)  # of what can be read a block at a time
@@ -86,6 +90,12 @@ def as_features(features: Any, n: int) -> tuple[Any, tuple[int, int, int]]:
             "for each id"
         )
     return source, (n, shape[1] if len(shape) == 3 else 1, shape[-1])
+
+
+def _refuse_masked(what: str, values: Any, remedy: str) -> None:
+    """What lies under a mask would be taken for a value."""
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise InputError(f"{np.ma.count_masked(values):,} {what} are masked; {remedy}")
 
 
 def as_views(views: Names | None, v: int) -> Names:
@@ -121,6 +131,7 @@ def as_labels(labels: Any, ids: Names, classes: Names | None) -> Labels | None:
             labels = labels.select(ids)
         same = classes is None or np.array_equal(labels.classes, np.asarray(classes, np.str_))
         return labels if same else labels.restrict(classes)
+    _refuse_masked("labels", labels, "NaN says that one is unknown: labels.filled(np.nan)")
     try:
         matrix = labels if issparse(labels) else np.asarray(as_array(labels), dtype=np.float32)
     except (TypeError, ValueError) as error:
@@ -203,7 +214,7 @@ def as_reasons(
 def _as_reason(row: int, given: Any) -> str | None:
     if isinstance(given, str):
         return str(given) if given.strip() else None
-    if given is None or str(given) in ("nan", "<NA>"):  # as tables have them
+    if is_none(given):
         return None
     raise InputError(f"reasons: number {row} is {given!r}; give a text, or None where all is well")
 

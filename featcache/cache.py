@@ -15,10 +15,10 @@ from scipy.sparse import spmatrix
 from featcache import layout
 from featcache.annotations import Labels
 from featcache.arrays import Given
-from featcache.contents import Names
 from featcache.errors import InputError
 from featcache.fitting import columns_of, positives, targets, trainable_rows
 from featcache.lookup import SEVERAL, Rows
+from featcache.names import Names
 from featcache.tables import as_html
 
 
