@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from featcache import FeatureCache, InputError, Labels, layout
+from featcache import FeatureCache, InputError, Labels, arrays, layout
 from featcache.cli import main
 from featcache.merging import merge
 from featcache.summary import summary
@@ -398,6 +398,34 @@ def test_features_are_mapped_and_read_only(cache: FeatureCache) -> None:
     # No handle of HDF5 is left open: the file can be opened for writing.
     with h5py.File(cache.path, "r+"):
         pass
+
+
+@pytest.mark.parametrize("cores", [1, 3, 64])
+@pytest.mark.parametrize("block", [1, 100, 2**22])
+def test_x_is_the_same_on_any_number_of_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, block: int
+) -> None:
+    finite = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    finite = np.append(finite[np.isfinite(finite)], np.zeros(2048, np.float16))  # 64 * 1024
+    cache = FeatureCache.write(tmp_path / "x.h5", finite.reshape(64, 2, 512), range(64))
+    expected = cache.features.astype(np.float32, subok=False)
+    monkeypatch.setattr(arrays, "_cores", lambda: cores)
+    monkeypatch.setattr(arrays, "_SMALL_BYTES", 1 if block < 2**22 else 2**24)
+    monkeypatch.setattr(arrays, "_BLOCK_BYTES", block * 4096)
+    some = np.array([63, 5, 5, 0])
+    for x, wanted in [
+        (cache.x(), expected),
+        (cache.x("view1"), expected[:, 1]),
+        (cache.select(some.astype(str)).x(), expected[some]),
+        (cache.select(some.astype(str)).x("eval"), expected[some, 0]),
+        (cache.select([]).x(), expected[:0]),
+        (cache.select([]).x("eval"), expected[:0, 0]),
+    ]:
+        assert type(x) is np.ndarray
+        assert (x.dtype, x.shape, x.flags.c_contiguous) == (np.float32, wanted.shape, True)
+        assert x.flags.owndata
+        assert x.flags.writeable
+        assert x.tobytes() == wanted.tobytes()
 
 
 def test_opening_reads_no_features(tmp_path: Path) -> None:
