@@ -38,6 +38,7 @@ from featcache.labelfiles import (
     read_rows,
     shown,
 )
+from featcache.names import texts_of
 
 Unlisted = Literal["negative", "unknown"]
 
@@ -95,8 +96,8 @@ class Labels:
     ) -> None:
         n, K = len(ids), len(classes)
         values = {
-            "ids": np.asarray(ids, dtype=np.str_),
-            "classes": np.asarray(classes, dtype=np.str_),
+            "ids": texts_of("Labels: ids", ids),
+            "classes": texts_of("Labels: classes", classes),
             "positives": _canonical(positives),
             "negatives": None if negatives is None else _pattern(negatives),
             "unlisted": unlisted,
@@ -139,10 +140,18 @@ class Labels:
                 )
 
     def select(self, ids: Sequence[str] | np.ndarray) -> Labels:
-        """Rows of `ids`, in that order; ids without an entry get an empty row, `known` False."""
-        wanted = np.asarray(ids, dtype=np.str_)
+        """Rows of `ids`, in that order; ids without an entry get an empty row, `known` False.
+
+        Raises
+        ------
+        InputError
+            If one of `ids` has several rows that differ.
+        """
+        wanted = texts_of("select: ids", ids)
         row_of = {name: row for row, name in enumerate(self.ids.tolist())}
         rows = np.array([row_of.get(name, -1) for name in wanted.tolist()], dtype=np.int64)
+        if len(row_of) < len(self.ids):
+            _refuse_two_answers(self, rows[rows >= 0], row_of)
         # Row -1 is the extra, empty one that is appended here.
         return replace(
             self,
@@ -160,7 +169,7 @@ class Labels:
         not there gets an empty column: labels counted in `outside` before stay
         there, since nobody knows any more which classes they were.
         """
-        wanted = np.asarray(classes, dtype=np.str_)
+        wanted = texts_of("restrict: classes", classes)
         _refuse_repeats(wanted, "restrict: class")
         position = {name: col for col, name in enumerate(wanted.tolist())}
         columns = np.array([position.get(name, -1) for name in self.classes.tolist()], np.int64)
@@ -180,6 +189,20 @@ class Labels:
             names=names,
             outside=self.outside + dropped.astype(np.int32),
         )
+
+
+def _refuse_two_answers(labels: Labels, used: np.ndarray, row_of: dict[str, int]) -> None:
+    """Of rows of one id only those in `row_of` are `used`: are the others equal to them?"""
+    taken = np.array([row_of[name] for name in labels.ids.tolist()])
+    others = np.flatnonzero(np.isin(taken, used) & (taken != np.arange(len(taken))))
+    pairs = others, taken[others]
+    parts = (labels.positives, labels.negatives, labels.known, labels.outside)
+    for part in [part for part in parts if part is not None]:
+        ours, theirs = (part[rows] for rows in pairs)
+        differs = ours != theirs if part.ndim == 1 else (ours != theirs).getnnz(axis=1) > 0
+        if differs.any():
+            name = str(labels.ids[others[np.argmax(differs)]])
+            raise InputError(f"Labels: image {name} has several rows that differ; keep one")
 
 
 def _canonical(matrix: csr_matrix) -> csr_matrix:

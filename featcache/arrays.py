@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +13,14 @@ import numpy as np
 from scipy.sparse import csr_matrix, issparse, spmatrix
 
 from featcache.annotations import Labels
-from featcache.contents import CacheContents, Names
+from featcache.contents import CacheContents
 from featcache.errors import InputError, reason_of
 from featcache.layout import FEATURE_DTYPE
+from featcache.names import Names, is_none, texts_of
+
+_SMALL_BYTES = 2**24  # what is done before threads have begun
+_BLOCK_BYTES = 2**22
+_MOST_THREADS = 8  # more wait for memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,20 +46,22 @@ class Given:
         InputError
             If parts disagree.
         """
-        source, (_, v, d) = as_features(features, len(self.ids))
+        ids = texts_of("ids", self.ids)
+        classes = None if self.classes is None else texts_of("classes", self.classes)
+        source, (_, v, d) = as_features(features, len(ids))
         weight, bias = as_array(self.weight), as_array(self.bias)
         contents = CacheContents(
-            ids=np.asarray(self.ids),
+            ids=ids,
             views=as_views(self.views, v),
             dim=d,
-            labels=as_labels(self.labels, self.ids, self.classes),
-            classes=self.classes,
+            labels=as_labels(self.labels, ids, classes),
+            classes=classes,
             class_names=self.class_names,
             weight=weight,
             bias=bias,
             provenance=with_network_id(self.provenance or {}, weight, bias, d),
         )
-        return source, contents, as_reasons(len(self.ids), self.valid, self.reasons)
+        return source, contents, as_reasons(len(ids), self.valid, self.reasons)
 
 
 def as_array(values: Any) -> Any:
@@ -64,14 +73,38 @@ def as_array(values: Any) -> Any:
     return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 
+def as_float32(values: np.ndarray) -> np.ndarray:
+    """A new array of the same numbers; of many, blocks of rows on several cores at a time."""
+    x = np.empty(values.shape, np.float32)
+    threads = min(_cores(), _MOST_THREADS) if x.nbytes >= _SMALL_BYTES else 1
+    if threads == 1:
+        x[...] = values
+        return x
+    rows = max(1, _BLOCK_BYTES * len(x) // x.nbytes)
+
+    def convert(start: int) -> None:  # without the interpreter's lock
+        x[start : start + rows] = values[start : start + rows]
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(convert, range(0, len(x), rows)))
+    return x
+
+
+def _cores() -> int:
+    """Of the machine, or those that this process may use where that is known."""
+    known = getattr(os, "sched_getaffinity", None)
+    return len(known(0)) if known is not None else os.cpu_count() or 1
+
+
 def as_features(features: Any, n: int) -> tuple[Any, tuple[int, int, int]]:
     """Features with a shape, and what that is as (n, v, d): two dimensions are one view.
 
     Raises
     ------
     InputError
-        If there is not a row for each of `n` ids.
+        If there is not a row for each of `n` ids, or some are masked.
     """
+    _refuse_masked("features", features, "fill them, or mark their rows by valid=")
     source = as_array(features)
     try:
         np.dtype(source.dtype)  # of what can be read a block at a time
@@ -86,6 +119,12 @@ def as_features(features: Any, n: int) -> tuple[Any, tuple[int, int, int]]:
             "for each id"
         )
     return source, (n, shape[1] if len(shape) == 3 else 1, shape[-1])
+
+
+def _refuse_masked(what: str, values: Any, remedy: str) -> None:
+    """What lies under a mask would be taken for a value."""
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise InputError(f"{np.ma.count_masked(values):,} {what} are masked; {remedy}")
 
 
 def as_views(views: Names | None, v: int) -> Names:
@@ -121,6 +160,7 @@ def as_labels(labels: Any, ids: Names, classes: Names | None) -> Labels | None:
             labels = labels.select(ids)
         same = classes is None or np.array_equal(labels.classes, np.asarray(classes, np.str_))
         return labels if same else labels.restrict(classes)
+    _refuse_masked("labels", labels, "NaN says that one is unknown: labels.filled(np.nan)")
     try:
         matrix = labels if issparse(labels) else np.asarray(as_array(labels), dtype=np.float32)
     except (TypeError, ValueError) as error:
@@ -203,7 +243,7 @@ def as_reasons(
 def _as_reason(row: int, given: Any) -> str | None:
     if isinstance(given, str):
         return str(given) if given.strip() else None
-    if given is None or str(given) in ("nan", "<NA>"):  # as tables have them
+    if is_none(given):
         return None
     raise InputError(f"reasons: number {row} is {given!r}; give a text, or None where all is well")
 

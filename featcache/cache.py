@@ -14,11 +14,11 @@ from scipy.sparse import spmatrix
 
 from featcache import layout
 from featcache.annotations import Labels
-from featcache.arrays import Given
-from featcache.contents import Names
+from featcache.arrays import Given, as_float32
 from featcache.errors import InputError
 from featcache.fitting import columns_of, positives, targets, trainable_rows
 from featcache.lookup import SEVERAL, Rows
+from featcache.names import Names
 from featcache.tables import as_html
 
 
@@ -184,7 +184,7 @@ class FeatureCache:
             if view not in names:
                 raise InputError(f"{self.path}: has no view {view!r}; choose from {names}")
             features = features[:, names.index(view)]
-        return self._some(features).astype(np.float32, subok=False)
+        return as_float32(self._some(features))
 
     def _some(self, values: np.ndarray) -> np.ndarray:
         if self._rows is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,8 +19,9 @@ from scipy.sparse import csr_matrix
 
 from featcache.annotations import Labels, Unlisted
 from featcache.errors import InputError, damage
+from featcache.names import Names, texts_of
 
-Names = Sequence[str] | np.ndarray
+__all__ = ["CacheContents", "Names", "checksums", "decoded", "encoded", "labels_from", "plain"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +71,12 @@ class CacheContents:
         InputError
             If parts disagree with each other; names the part and both values.
         """
-        ids = _names("ids", self.ids)
+        ids = texts_of("ids", self.ids)
         if len(ids) == 0:
             raise InputError("no images: a cache needs at least one row; give at least one id")
         if np.any(ids == ""):
             raise InputError(f"ids: number {int(np.argmax(ids == ''))} is empty; give it a name")
-        views = _names("views", self.views)
+        views = texts_of("views", self.views)
         if len(views) == 0 or len(set(views.tolist())) < len(views) or self.dim < 1:
             raise InputError(
                 f"views {views.tolist()} of {self.dim} features: a cache needs at least one view "
@@ -88,7 +89,7 @@ class CacheContents:
             _refuse_difference("classes", labels.classes, classes, "labels.restrict(classes)")
             names = labels.names if names is None else names
         if names is not None:
-            names = _names("class_names", names)
+            names = texts_of("class_names", names)
             _refuse_shape("class_names", names, (len(classes),))
         weight, bias = self._head(len(classes))
         return replace(
@@ -105,7 +106,7 @@ class CacheContents:
 
     def _classes(self) -> np.ndarray:
         if self.classes is not None:
-            classes = _names("classes", self.classes)
+            classes = texts_of("classes", self.classes)
         elif self.labels is not None:
             classes = self.labels.classes
         else:
@@ -285,18 +286,6 @@ def decoded(raw: np.ndarray) -> np.ndarray:
         return raw.astype(np.str_)  # ASCII, and then much the faster
     except UnicodeDecodeError:
         return np.char.decode(raw, "utf-8")
-
-
-def _names(what: str, values: Names) -> np.ndarray:
-    given = np.asarray(values)
-    names = given.astype(np.str_)
-    if names.ndim != 1:
-        raise InputError(f"{what} has shape {names.shape}; give a list of names")
-    if given.dtype.kind in "Of":  # where None and NaN would become names
-        nameless = [row for row, name in enumerate(given.tolist()) if name is None or name != name]
-        if nameless:
-            raise InputError(f"{what}: number {nameless[0]} is {given[nameless[0]]}, no name")
-    return names
 
 
 def _refuse_shape(what: str, value: np.ndarray, expected: tuple[int, ...]) -> None:

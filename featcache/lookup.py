@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from featcache.contents import Names
+from featcache.names import Names
 
 MISSING, SEVERAL = -1, -2
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, made odd

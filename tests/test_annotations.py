@@ -386,6 +386,31 @@ def test_select_orders_rows_and_marks_strangers():
     assert again.known.tolist() == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("positives", csr_matrix(np.array([[0.5], [0], [1], [0]]))),
+        ("negatives", csr_matrix(np.array([[1], [0], [0], [0]]))),
+        ("known", np.array([True, True, False, True])),
+        ("outside", np.array([0, 0, 3, 0])),
+    ],
+)
+def test_select_refuses_two_answers(part, value):
+    """Which one is right, nobody knows."""
+    same = {
+        "positives": csr_matrix((4, 1)),
+        "negatives": csr_matrix((4, 1)),
+        "known": np.ones(4, bool),
+        "outside": np.zeros(4),
+    }
+    ids = ["a", "b", "a", "b"]
+    assert Labels(ids, ["k"], **same).select(["b", "a"]).ids.tolist() == ["b", "a"]
+    labels = Labels(ids, ["k"], **same | {part: value})
+    assert labels.select(["b", "z"]).ids.tolist() == ["b", "z"]
+    with pytest.raises(InputError, match="image a has several rows that differ; keep one"):
+        labels.select(["b", "a"])
+
+
 def test_select_of_nothing():
     labels = example().select([])
     assert labels.positives.shape == (0, 3)

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from featcache import FeatureCache, InputError, Labels, layout
+from featcache import FeatureCache, InputError, Labels, arrays, layout
 from featcache.cli import main
 from featcache.merging import merge
 from featcache.summary import summary
@@ -252,6 +252,10 @@ def test_features_and_head_may_be_tensors(tmp_path: Path, features: np.ndarray) 
         ({"valid": [True] * 5, "reasons": ["why"] + [None] * 4}, "row 0 is valid, yet"),
         ({"ids": ["a", "b", None, "d", "e"]}, "ids: number 2 is None, no name"),
         ({"ids": [1.0, 2.0, 3.0, np.nan, 5.0]}, "ids: number 3 is nan, no name"),
+        ({"ids": ["a", "b", "c", np.nan, "e"]}, "ids: number 3 is nan, no name"),
+        ({"ids": [["a"], ["b"], ["c"], ["d"], ["e"]]}, "ids: number 0 is .*, no name"),
+        ({"ids": [b"a", b"b", b"c", b"d", b"\xff"]}, "ids: number 4 is .*, no UTF-8; decode it"),
+        ({"ids": "abcde"}, r"ids has shape \(\); give a list of names"),
         ({"ids": ["a", "", "c", "d", "e"]}, "ids: number 1 is empty"),
         ({"provenance": ["resnet"]}, "provenance is list; give a dict"),
     ],
@@ -296,6 +300,31 @@ def test_reasons_that_are_no_texts_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="reasons: number 1 is 404; give a text, or None"):
         FeatureCache.write(tmp_path / "x.h5", np.ones((2, 1)), ["a", "b"], reasons=[None, 404])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [list, np.array, lambda names: np.array(names, object)])
+def test_names_may_be_utf8(tmp_path: Path, kind: Any) -> None:
+    """As HDF5 gives them back."""
+    raw = kind([name.encode() for name in IDS])
+    classes = kind([name.encode() for name in NAMES])
+    cache = FeatureCache.write(
+        tmp_path / "x.h5", np.ones((5, 1)), raw, labels=np.eye(5)[:, :3], classes=classes
+    )
+    assert cache.ids.tolist() == IDS
+    assert cache.classes.tolist() == NAMES
+    labels = Labels(raw, classes, csr_matrix(np.eye(5)[:, :3]))
+    assert labels.select(raw[:2]).ids.tolist() == IDS[:2]
+
+
+def test_what_is_masked_is_no_value(tmp_path: Path) -> None:
+    masked = np.ma.masked_greater(np.arange(6.0).reshape(3, 2), 4)
+    path, ids = tmp_path / "x.h5", ["a", "b", "c"]
+    with pytest.raises(InputError, match="1 features are masked; fill them, or mark"):
+        FeatureCache.write(path, masked, ids)
+    with pytest.raises(InputError, match="1 labels are masked; NaN says that one is unknown"):
+        FeatureCache.write(path, np.ones((3, 1)), ids, labels=masked / 5)
+    whole = FeatureCache.write(path, np.ma.masked_greater(masked.data, 9), ids)
+    np.testing.assert_array_equal(whole.x("eval"), masked.data)
 
 
 def test_features_begin_on_a_page(tmp_path: Path) -> None:
@@ -369,6 +398,34 @@ def test_features_are_mapped_and_read_only(cache: FeatureCache) -> None:
     # No handle of HDF5 is left open: the file can be opened for writing.
     with h5py.File(cache.path, "r+"):
         pass
+
+
+@pytest.mark.parametrize("cores", [1, 3, 64])
+@pytest.mark.parametrize("block", [1, 100, 2**22])
+def test_x_is_the_same_on_any_number_of_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, block: int
+) -> None:
+    finite = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    finite = np.append(finite[np.isfinite(finite)], np.zeros(2048, np.float16))  # 64 * 1024
+    cache = FeatureCache.write(tmp_path / "x.h5", finite.reshape(64, 2, 512), range(64))
+    expected = cache.features.astype(np.float32, subok=False)
+    monkeypatch.setattr(arrays, "_cores", lambda: cores)
+    monkeypatch.setattr(arrays, "_SMALL_BYTES", 1 if block < 2**22 else 2**24)
+    monkeypatch.setattr(arrays, "_BLOCK_BYTES", block * 4096)
+    some = np.array([63, 5, 5, 0])
+    for x, wanted in [
+        (cache.x(), expected),
+        (cache.x("view1"), expected[:, 1]),
+        (cache.select(some.astype(str)).x(), expected[some]),
+        (cache.select(some.astype(str)).x("eval"), expected[some, 0]),
+        (cache.select([]).x(), expected[:0]),
+        (cache.select([]).x("eval"), expected[:0, 0]),
+    ]:
+        assert type(x) is np.ndarray
+        assert (x.dtype, x.shape, x.flags.c_contiguous) == (np.float32, wanted.shape, True)
+        assert x.flags.owndata
+        assert x.flags.writeable
+        assert x.tobytes() == wanted.tobytes()
 
 
 def test_opening_reads_no_features(tmp_path: Path) -> None:
