@@ -157,7 +157,19 @@ def named_decision(
     raise ValueError(f"decision is {name!r}; expected {', '.join(NAMED[:-1])} or {NAMED[-1]}")
 
 
-def refuse_many(min_labels: int, n_labels: int, file: object) -> None:
+def least_labels(asked: int | None, name: str, truth: csr_matrix, missed: np.ndarray) -> int:
+    """What is asked for or, by expected F-beta, 1 if none of the images is without a label.
+
+    Labels count as independent: of an image whose probabilities add up to 1 the rule believes
+    that it has none with probability 1/e, and leaves its set empty too often.
+    """
+    if asked is not None:
+        return asked
+    labels = np.diff(truth.indptr) + missed
+    return int(name == "expected" and len(labels) > 0 and labels.min() > 0)
+
+
+def refuse_many(min_labels: int | None, n_labels: int, file: object) -> None:
     """No image can get more labels than there are classes in the file.
 
     Raises
@@ -165,7 +177,7 @@ def refuse_many(min_labels: int, n_labels: int, file: object) -> None:
     ValueError
         Naming the option.
     """
-    if min_labels > n_labels:
+    if min_labels is not None and min_labels > n_labels:
         raise ValueError(
             f"--min-labels {min_labels}: {file} has only {n_labels:,} classes; give at most that"
         )

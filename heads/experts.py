@@ -316,8 +316,8 @@ def _shared(
     # The map is measured in features, so it matters what the network's margins are worth.
     margins = target.X[:, 0] @ network.W.T + network.b
     known = ~np.isnan(Y)
-    platt = fit_platt(margins, np.where(known, Y, 0), known, np.ones(n))
-    start = network.calibrated(np.array(max(platt.slope, 0.0)), np.array(platt.intercept))
+    platt = fit_platt(margins, np.where(known, Y, 0), known, np.ones(n), rising=True)
+    start = network.calibrated(np.array(platt.slope), np.array(platt.intercept))
 
     def fit(train: np.ndarray) -> Linear:
         mine, home = train[train < n], train[train >= n] - n

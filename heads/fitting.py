@@ -14,8 +14,16 @@ from sklearn.base import clone
 from featcache import FeatureCache, layout
 from featcache.console import command_line, option, required
 from featcache.disk import hash_file
-from heads.cacherows import ALL_VIEWS, CacheRows, halves, open_rows, refuse_mismatch, sampled
-from heads.chain import NAMED, named_decision, refuse_many
+from heads.cacherows import (
+    ALL_VIEWS,
+    CacheRows,
+    halves,
+    hard,
+    open_rows,
+    refuse_mismatch,
+    sampled,
+)
+from heads.chain import NAMED, least_labels, named_decision, refuse_many
 from heads.decisions import Decision, best_global_threshold
 from heads.domains import TwoDomainCV
 from heads.logistic import PROBABILITIES, DropoutLogisticCV
@@ -28,6 +36,10 @@ NOISES = ("quadratic", "gaussian")
 DECISIONS = (
     "how scores become label sets: by the highest expected F-beta of calibrated probabilities, "
     "by one cut for all, or by a cut for each class; fitted on out-of-fold scores"
+)
+LEAST = (
+    "labels that an image gets at least (default: 1 by expected F-beta if every labelled image has "
+    "one, else 0)"
 )
 
 GROUPS = "image_id,group: images of a group stay together in folds (default: each by itself)"
@@ -70,7 +82,7 @@ class FitConfig:
         "target alone decides",
     )
     decision: str = option("expected", DECISIONS, choices=NAMED)
-    min_labels: int = option(0, "labels that an image gets at least")
+    min_labels: int | None = option(None, LEAST)
     max_labels: int | None = option(None, "labels that an image gets at most (default: any number)")
     seed: int = option(0, "of the folds and of the choice of source images")
     overwrite: bool = option(False, "replace an existing file")
@@ -159,7 +171,7 @@ def fit(config: FitConfig) -> Head:
     decision = named_decision(
         config.decision,
         config.beta,
-        config.min_labels,
+        least_labels(config.min_labels, config.decision, hard(rows.fit["Y"]), rows.missed),
         config.max_labels,
         cv=config.cv,
         random_state=config.seed,

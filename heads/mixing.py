@@ -12,9 +12,9 @@ from scipy.sparse import csr_matrix, vstack
 from featcache.console import command_line, option, required
 from featcache.disk import hash_file
 from heads.blending import AVERAGES, METHODS, Blend
-from heads.chain import NAMED, named_decision, refuse_many
+from heads.chain import NAMED, least_labels, named_decision, refuse_many
 from heads.decisions import best_global_threshold
-from heads.fitting import DECISIONS, decide, parse_numbers, versions
+from heads.fitting import DECISIONS, LEAST, decide, parse_numbers, versions
 from heads.members import Joined, join, open_members
 from heads.stacks import Chained
 from heads.storage import OutOfFold, StoredBlend, refuse_existing, save
@@ -45,7 +45,7 @@ class BlendConfig:
         0, "folds in which the number of steps of the greedy method is tried on images left out"
     )
     decision: str = option("expected", DECISIONS, choices=NAMED)
-    min_labels: int = option(0, "labels that an image gets at least")
+    min_labels: int | None = option(None, LEAST)
     max_labels: int | None = option(None, "labels that an image gets at most (default: any number)")
     overwrite: bool = option(False, "replace an existing file")
 
@@ -71,7 +71,11 @@ def blend(config: BlendConfig) -> StoredBlend:
     refuse_many(config.min_labels, len(models[0].classes), config.heads[0])
     folds = min(5, target.units)
     decision = named_decision(
-        config.decision, config.beta, config.min_labels, config.max_labels, cv=folds
+        config.decision,
+        config.beta,
+        least_labels(config.min_labels, config.decision, target.Y, target.missed),
+        config.max_labels,
+        cv=folds,
     )
     chosen_on = domains if _wants_source(config) else domains[:1]
     if _wants_source(config) and len(domains) == 1:

@@ -16,7 +16,19 @@ from heads import Adaptation, ExpectedFBeta, GlobalThreshold, PlattCalibration, 
 from heads.alignment import DomainMoments
 from heads.domain_heads import DomainConfig, DomainHead
 from heads.experts import ExpertConfig
-from heads.gate import Gate, GateConfig, familiarity, likeness, trust, unsureness
+from heads.gate import (
+    Gate,
+    GateConfig,
+    Sureness,
+    apart,
+    distance,
+    familiarity,
+    likeness,
+    signs_of,
+    trust,
+    unsureness,
+    words,
+)
 from tests import synthetic
 
 QUICK = ExpertConfig(dropouts=(0.2,), cv=3)
@@ -379,6 +391,62 @@ def test_the_gate_follows_its_signs() -> None:
     assert likeness(1.0, 50.0, 20, config) == (0.2, 0.0)  # too few to be certain
 
 
+def drawn(mean: np.ndarray, seed: int, n: int = 600) -> DomainMoments:
+    return DomainMoments.of(np.random.default_rng(seed).normal(size=(n, len(mean))) + mean)
+
+
+def test_other_images_of_a_domain_are_at_distance_one_whatever_their_scales() -> None:
+    rng = np.random.default_rng(0)
+    scales = np.exp(3 * rng.normal(size=200)) * (rng.random(200) < 0.7)  # some are dead
+    first, second = (rng.normal(size=(n, 200)) * scales for n in (400, 900))
+    ours, theirs = (DomainMoments.of(part).every for part in (first, second))
+    assert distance(ours, theirs) == pytest.approx(1.0, abs=0.3)
+    assert distance(theirs, ours) == pytest.approx(distance(ours, theirs))
+    assert apart(ours, theirs) < 0.002
+    # Features that only one of the domains has are no reason to call it familiar.
+    first[:, scales == 0] = rng.normal(size=(400, (scales == 0).sum()))
+    assert distance(DomainMoments.of(first + 0.5 * (scales == 0)).every, theirs) > 10
+
+
+def test_a_domain_beside_stage_1_is_opened_beyond_the_cap() -> None:
+    zero, way = np.zeros(30), np.r_[np.ones(15), np.zeros(15)]
+    home, stage_1 = drawn(zero, 0), drawn(2 * way, 1)
+    sure, config = Sureness(0.6, 0.4, 0.4), GateConfig()
+
+    def gate(mean: np.ndarray, shift: float = 0.0) -> Gate:
+        return signs_of(drawn(mean, 2), stage_1, home, sure, shift, config)
+
+    beside = gate(2 * way + 0.2)
+    assert (beside.familiar, beside.home) == (0, 0)
+    assert beside.near == 1 == beside.value
+    assert gate(2 * way + 0.2, shift=1.0).near == pytest.approx(0.5)
+    further = gate(3 * way)  # the same way, half as far again
+    assert 0 < further.near < 1
+    assert further.aim == 1
+    assert further.value > config.cap
+    elsewhere = gate(2 * way[::-1])
+    assert elsewhere.near == 0
+    assert elsewhere.aim == pytest.approx(0.5, abs=0.05)
+    assert elsewhere.value == pytest.approx(config.cap * elsewhere.aim)
+    assert gate(zero).home == 1
+    assert gate(zero).value < 0.1
+    for found in (beside, further, elsewhere, gate(zero)):
+        assert f"F2 {sure.domain:.3f} here" in words(found, sure, 2, config)
+
+
+@pytest.mark.parametrize("empty", ["no image", "stage 1", "source"])
+def test_sets_are_never_empty_where_no_known_image_is(empty: str) -> None:
+    Y, Y_val = (np.where(part.Y.any(axis=1)[:, None], part.Y, 1) for part in (STAGE_1, SOURCE))
+    if empty != "no image":
+        (Y if empty == "stage 1" else Y_val)[7] = 0
+    chain = Adaptation(experts=QUICK, calibration=SHARED).fit(
+        X, Y, source=(X_VAL, Y_val), coef_init=W0, intercept_init=B0
+    )
+    sizes = np.asarray(chain.for_domain(X_TEST).predict(X_TEST).sum(axis=1))
+    assert chain.model_.decision.min_labels == int(empty == "no image")
+    assert sizes.min() >= int(empty == "no image")
+
+
 # ------------------------------------------------------------------------- faults
 
 
@@ -425,8 +493,11 @@ def test_far_from_home_heads_expect_more_of_the_labels_that_stage_1_has(chain: A
     ]
     labels = [head.predict_proba(weak).sum(axis=1).mean() for head in counted]
     assert labels[0] < labels[1] < labels[2]
-    few = replace(model, labels_per_image=0.0).for_domain(weak)
-    np.testing.assert_array_equal(few.predict_proba(weak), counted[0].predict_proba(weak))
+    few = replace(model, labels_per_image=0.0)  # which alignment heeds too, counted or not
+    uncounted = replace(few, config=replace(few.config, counted=0)).for_domain(weak)
+    np.testing.assert_array_equal(
+        few.for_domain(weak).predict_proba(weak), uncounted.predict_proba(weak)
+    )
 
 
 def test_pulls_are_weighted_by_what_they_are_worth_out_of_fold(chain: Adaptation) -> None:

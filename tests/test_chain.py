@@ -10,7 +10,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from heads.calibration import PlattCalibration
-from heads.chain import CalibratedDecision
+from heads.chain import CalibratedDecision, least_labels
 from heads.decisions import ExpectedFBeta, GlobalThreshold, PerClassThreshold
 from heads.metrics import mean_fbeta
 from heads.nested import cross_val_fbeta
@@ -259,3 +259,14 @@ def test_lengths_must_agree():
         cross_val_fbeta(GlobalThreshold(), P[1:], Y)
     with pytest.raises(ValueError, match="P has 299 rows, but Y has 300"):
         cross_val_fbeta(GlobalThreshold(), P[1:], Y, head=DropoutRidgeCV())
+
+
+def test_an_image_gets_a_label_if_all_known_ones_have_one() -> None:
+    Y, none = csr_matrix(np.eye(3)), np.zeros(3, int)
+    assert least_labels(None, "expected", Y, none) == 1
+    assert least_labels(None, "global", Y, none) == 0
+    assert least_labels(0, "expected", Y, none) == 0
+    assert least_labels(2, "expected", Y, none) == 2
+    Y = csr_matrix(np.diag([1, 0, 1]))
+    assert least_labels(None, "expected", Y, none) == 0
+    assert least_labels(None, "expected", Y, np.array([0, 1, 0])) == 1  # outside the classes
