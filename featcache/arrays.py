@@ -104,7 +104,7 @@ def as_features(features: Any, n: int) -> tuple[Any, tuple[int, int, int]]:
     InputError
         If there is not a row for each of `n` ids, or some are masked.
     """
-    _refuse_masked("features", features, "fill them, or mark their rows by valid=")
+    _refuse_masked("features", features, "fill them, and mark such rows by valid=")
     source = as_array(features)
     try:
         np.dtype(source.dtype)  # of what can be read a block at a time

@@ -319,7 +319,7 @@ def test_names_may_be_utf8(tmp_path: Path, kind: Any) -> None:
 def test_what_is_masked_is_no_value(tmp_path: Path) -> None:
     masked = np.ma.masked_greater(np.arange(6.0).reshape(3, 2), 4)
     path, ids = tmp_path / "x.h5", ["a", "b", "c"]
-    with pytest.raises(InputError, match="1 features are masked; fill them, or mark"):
+    with pytest.raises(InputError, match="1 features are masked; fill them, and mark such"):
         FeatureCache.write(path, masked, ids)
     with pytest.raises(InputError, match="1 labels are masked; NaN says that one is unknown"):
         FeatureCache.write(path, np.ones((3, 1)), ids, labels=masked / 5)
