@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from featcache.errors import InputError
 from heads.cuts import apply_threshold, best_global_threshold
 from heads.expected import expected_fbeta_sets
 from heads.inputs import Matrix, check_probabilities, check_truth, without
@@ -222,7 +223,7 @@ def _thumbnails(
     for name, file in files.items():
         try:
             image = decode(file)
-        except UnreadableImage:
+        except (UnreadableImage, InputError):  # nor one that cannot be read just now
             continue  # the card stays, without a picture
         image = image.convert("RGB")
         image.thumbnail((_SIDE, _SIDE))
