@@ -51,7 +51,7 @@ def test_commands_can_be_typed_in_the_order_in_which_they_are_told(place: str) -
     made: dict[str, bool] = {}  # file or folder -> whether it knows the validation images
     for line in re.findall(r"^ +heads (.*)$", text.replace("\\\n", " "), re.MULTILINE):
         arguments = heads.cli.parser().parse_args(line.partition("#")[0].split())
-        if getattr(arguments, "max_source_loss", None) is not None:
+        if hasattr(arguments, "heads") and arguments.max_source_loss is not None:
             folders = {str(Path(name).parent) for name in arguments.heads}
             of_them = [both for out, both in made.items() if str(Path(out).parent) in folders]
             assert all([*of_them, *(made.get(folder, True) for folder in folders)]), line
