@@ -11,9 +11,11 @@ by unlabelled images only. The steps, each of which can be switched off or repla
 3. *views*: how much the first view counts beside the mean over views is chosen by log-loss,
    out of fold for the experts, on validation for the source head;
 4. *calibration*: the adapted head on out-of-fold Stage 1 rows, the source head on validation;
-5. *source expert*: where the domain is away from home the source head goes a quarter of the way to
-   its aligned form, half as far where labels were given differently. Half the way gained more
-   where Stage 1 is far from the source, but lost 0.007 of F2 on far domains where it is near;
+5. *source expert*: where the domain is away from home, or the source head expects more labels than
+   Stage 1 has, that head goes a quarter of the way to its aligned form, half as far where labels
+   were given differently, and not at all if that takes the number of labels further off. Half the
+   way gained more where Stage 1 is far from the source, but lost 0.007 of F2 on far domains where
+   it is near;
 6. *share*: both are mixed in probability; the adapted head's share w has the least log-loss on
    out-of-fold Stage 1 rows. Where Stage 1 is hardly shifted the source head keeps a say;
 7. *gate*: what is left of that share in another domain (:mod:`heads.gate`), g w;
@@ -39,8 +41,7 @@ from heads.calibration import PlattCalibration, fit_platt
 from heads.decisions import Decision, ExpectedFBeta
 from heads.domain_heads import AdaptedModel, DomainConfig, DomainHead
 from heads.experts import ExpertConfig, Linear, Rows, average, fit_experts
-from heads.gate import unsureness
-from heads.inputs import check_beta
+from heads.inputs import check_beta, check_missed
 from heads.labelshift import label_shift_test
 from heads.platt import logits
 from heads.rates import labels_per_image, pooled_rates
@@ -148,6 +149,8 @@ class Adaptation(BaseEstimator):
         mask: Any = None,
         source_mask: Any = None,
         shared_groups: bool = False,
+        missed: Any = None,
+        source_missed: Any = None,
     ) -> Adaptation:
         """Fit everything that needs labels.
 
@@ -166,6 +169,8 @@ class Adaptation(BaseEstimator):
             True where a label is unknown.
         shared_groups : bool
             Whether equal values in both are one group.
+        missed, source_missed : (n,) and (m,) counts, optional
+            True labels outside the K: such an image is not without a label.
 
         Raises
         ------
@@ -173,10 +178,10 @@ class Adaptation(BaseEstimator):
             If the domains disagree in features or labels, or a parameter is out of range.
         """
         check_beta(self.beta)
-        target = Rows.of(X, Y, groups, mask, self)
-        target, home = target.beside(
-            Rows.of(*source, source_groups, source_mask, self), shared_groups
-        )
+        home = Rows.of(*source, source_groups, source_mask, self)
+        shared = shared_groups and groups is not None and source_groups is not None
+        target, home = Rows.of(X, Y, groups, mask, self).beside(home, shared)
+        never_empty = _never_empty(target, missed) and _never_empty(home, source_missed)
         network = _network(coef_init, intercept_init, target, home)
         config = ExpertConfig() if self.experts is None else self.experts
         self.experts_ = fit_experts(target, home, network, config, self.random_state)
@@ -227,7 +232,7 @@ class Adaptation(BaseEstimator):
             share=self.share_,
             sure_home=sure[0],
             sure_target=sure[1],
-            decision=self._decision(target, home),
+            decision=self._decision(target, int(never_empty)),
         )
         return self
 
@@ -259,7 +264,7 @@ class Adaptation(BaseEstimator):
             f"{e.pull}/{e.moments} {e.weight:.0%} {e.dropout:.2g}" for e in self.experts_
         )
         home, away = model.sure_home, model.sure_target
-        unsure = "is less sure there" if unsureness(home, away, away) and home > away else "is not"
+        unsure = "is less sure there" if home > away else "is not"
         steps = [
             Step("experts", f"{len(self.experts_)} heads", f"weight, dropout: {rates}"),
             Step(
@@ -331,10 +336,8 @@ class Adaptation(BaseEstimator):
             found[moments] = Linear(mean.W.astype(np.float32), mean.b)
         return found
 
-    def _decision(self, rows: Rows, home: Rows) -> Decision:
-        # Labels are not independent: of an image that may have none the rule expects too much.
-        never_empty = all((part.Y >= 0.5).any(axis=1).all() for part in (rows, home))
-        decision: Any = ExpectedFBeta(self.beta, min_labels=int(never_empty))
+    def _decision(self, rows: Rows, min_labels: int) -> Decision:
+        decision: Any = ExpectedFBeta(self.beta, min_labels=min_labels)
         if self.decision is not None:
             decision = clone(self.decision)
         hard, known = _hard_and_known(rows)
@@ -365,6 +368,12 @@ def _network(coef_init: Any, intercept_init: Any, target: Rows, home: Rows) -> L
     if not (np.isfinite(W).all() and np.isfinite(b).all()):
         raise ValueError("coef_init or intercept_init is not finite; give the network's last layer")
     return Linear(W, b)
+
+
+def _never_empty(rows: Rows, missed: Any) -> bool:
+    """Whether every image has a label, see :func:`heads.chain.least_labels`."""
+    labels = (rows.Y >= 0.5).sum(axis=1) + check_missed(missed, len(rows.Y))
+    return bool(labels.min() > 0)
 
 
 def _hard(rows: Rows) -> np.ndarray:

@@ -33,7 +33,8 @@ class AdaptConfig:
         0.1, "what all source images count in the adapted heads, in units of all of Stage 1"
     )
     cap: float = option(
-        GateConfig.cap, "how far a domain that is neither Stage 1's nor the source's may go"
+        GateConfig.cap,
+        "how far a domain may go that is neither Stage 1's (or much nearer to it) nor the source's",
     )
     seed: int = option(0, "of the folds and of the choice of source images")
     overwrite: bool = option(False, "replace an existing file")
@@ -77,6 +78,8 @@ def adapt(config: AdaptConfig) -> Head:
         source_groups=home.groups,
         source_mask=home.fit["mask"],
         shared_groups=rows.grouped,
+        missed=rows.missed,
+        source_missed=home.missed,
     )
     target = rows.held_out(chain.oof_predict_proba_)
     chosen = chain.model_.decision.predict(target.proba)

@@ -16,7 +16,7 @@ from heads.decisions import GlobalThreshold, best_global_threshold
 from heads.folds import Fold, check_folds
 from heads.greedy import TooShallow
 from heads.honest import nested
-from heads.inputs import Matrix, check_beta, check_missed, check_truth
+from heads.inputs import Matrix, check_beta, check_missed, check_truth, refuse_iterator
 from heads.markup import Markup
 from heads.pareto import pareto_front
 from heads.results import ShowsResults, weights_table
@@ -257,14 +257,11 @@ class Blend(ShowsResults):
 
     def _check(self) -> None:
         check_beta(self.beta)
-        for value, name, allowed in (
-            (self.method, "method", METHODS),
-            (self.average, "average", AVERAGES),
-            (self.loss, "loss", LOSSES),
-        ):
-            if value not in allowed:
+        refuse_iterator(self.trade_offs, "trade_offs")
+        for name, allowed in (("method", METHODS), ("average", AVERAGES), ("loss", LOSSES)):
+            if getattr(self, name) not in allowed:
                 expected = ", ".join(allowed[:-1]) + f" or {allowed[-1]}"
-                raise ValueError(f"{name} is {value!r}; expected {expected}")
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}")
         if self.loss == "squared" and self.average == "logit":
             raise ValueError("loss='squared' needs average='probability', where it is convex")
         for name in ("max_steps", "patience", "start"):

@@ -92,14 +92,17 @@ def _blend(arguments: argparse.Namespace) -> None:
     print(
         f"{arguments.out}: {len(stored.models)} of {len(arguments.heads)} heads, "
         f"F{stored.blend.beta:g} {stored.blend.score_:.4f} at cut {stored.blend.threshold_:.4f} "
-        f"on the {_chosen_on(stored)} that chose them ({honest}); {_deciding(stored)}"
+        f"on the {_chosen_on(stored)} ({honest}); {_deciding(stored)}"
     )
 
 
 def _chosen_on(stored: StoredBlend) -> str:
-    """``150 target and 40 source images``."""
-    counts = stored.provenance["chosen_on"].items()
-    return " and ".join(f"{rows:,} {domain}" for domain, rows in counts) + " images"
+    """``150 target and 40 source images that chose them``."""
+    counts = stored.provenance["chosen_on"]
+    rows = [f"{count:,} {domain}" for domain, count in counts.items()]
+    if stored.blend.max_source_loss is not None:  # the score is the target's
+        return f"{rows[0]} images that chose them, with {rows[1]} images to lose little on"
+    return " and ".join(rows) + " images that chose them"
 
 
 def _deciding(content: Head | StoredBlend) -> str:

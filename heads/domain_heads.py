@@ -61,7 +61,8 @@ class DomainConfig:
         Images that the rates expected by the model are worth against labelled ones.
     aligned : float
         How far the source head of a shifted domain goes to its aligned form; half of that where
-        labels were given differently, which moves features too.
+        labels were given differently, which moves features too; nowhere if the number of labels
+        that it expects is then further from Stage 1's.
     counted : float
         How far the heads of a shifted domain that is not Stage 1's go up to as many labels an image
         as Stage 1 has if the adapted head expects fewer; nowhere where labels were given
@@ -244,8 +245,10 @@ class AdaptedModel:
 
     def _excess(self, head: ViewedHead, X: np.ndarray) -> float:
         """log2 of how many times the labels of Stage 1 the head expects."""
+        if self.labels_per_image <= 0:  # not told by files of old
+            return 0.0
         expected = float(expit(head.margins(X)).sum(axis=1).mean())
-        return float(np.log2(max(expected, 1e-6) / max(self.labels_per_image, 1e-6)))
+        return float(np.log2(max(expected, 1e-6) / self.labels_per_image))
 
     def stage_1_signs(self) -> Gate:
         """Of Stage 1's own domain."""

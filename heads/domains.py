@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from heads.decisions import best_global_threshold
 from heads.grouping import numbered
-from heads.inputs import check_missed, check_truth
+from heads.inputs import check_missed, check_truth, split_masked
 from heads.markup import Markup
 from heads.pareto import efficient
 from heads.results import ShowsResults, pareto_table
@@ -97,6 +97,8 @@ class TwoDomainCV(ShowsResults):
             If the domains disagree in views, features or labels, or a weight is negative.
         """
         X_val, Y_val = source
+        Y, mask = _unmasked(Y, mask)
+        Y_val, source_mask = _unmasked(Y_val, source_mask)
         rows_differ = len(X) != Y.shape[0] or len(X_val) != Y_val.shape[0]
         if rows_differ or X.shape[1:] != X_val.shape[1:] or Y.shape[1:] != Y_val.shape[1:]:
             raise ValueError(
@@ -139,14 +141,14 @@ class TwoDomainCV(ShowsResults):
         self._pick(
             fits,
             np.array(rows),
-            self._least_source_score(X_val, source, start, source_mask, source_missed),
+            self._least_source_score(X_val, Y_val, start, source_mask, source_missed),
         )
         for message in said[weights.index(self.source_weight_)]:  # of the others none matters
             warnings.warn(message, stacklevel=2)
         return self
 
     def _least_source_score(
-        self, X_val: Any, source: tuple[Any, Any], start: dict[str, Any], mask: Any, missed: Any
+        self, X_val: Any, Y_val: Any, start: dict[str, Any], mask: Any, missed: Any
     ) -> float:
         if self.max_source_loss is None or start["coef_init"] is None:
             return -np.inf
@@ -154,7 +156,7 @@ class TwoDomainCV(ShowsResults):
         means = means.mean(1) if means.ndim == 3 else means
         b0 = 0.0 if start["intercept_init"] is None else start["intercept_init"]
         margin = means @ np.asarray(start["coef_init"], np.float32).T + b0
-        return _score(margin, source[1], mask, self.estimator.beta, missed) - self.max_source_loss
+        return _score(margin, Y_val, mask, self.estimator.beta, missed) - self.max_source_loss
 
     def _pick(
         self, fits: list[tuple[Any, np.ndarray, np.ndarray]], rows: np.ndarray, least: float
@@ -205,8 +207,19 @@ def _score(P: np.ndarray, Y: Any, mask: Any, beta: float, missed: Any) -> float:
 def _stack(Y: Any, Y_val: Any) -> Any:
     if issparse(Y) or issparse(Y_val):
         return csr_matrix(vstack([csr_matrix(Y), csr_matrix(Y_val)]))
-    masked = np.ma.is_masked(Y) or np.ma.is_masked(Y_val)  # which numpy's own would drop
-    return np.ma.concatenate([Y, Y_val]) if masked else np.concatenate([Y, Y_val])
+    return np.concatenate([Y, Y_val])
+
+
+def _unmasked(Y: Any, mask: Any) -> tuple[Any, Any]:
+    """A masked array of numpy.ma, which stacking would forget, as plain targets and a mask."""
+    if issparse(Y):
+        return Y, mask
+    Y, hidden = split_masked(Y)
+    if hidden is None:
+        return Y, mask
+    if mask is not None:
+        hidden = hidden | (mask.toarray() if issparse(mask) else np.asarray(mask, bool))
+    return np.where(hidden, 0, Y), hidden
 
 
 def _joined_masks(mask: Any, source_mask: Any, Y: Any, Y_val: Any) -> np.ndarray | None:

@@ -19,6 +19,7 @@ from heads.cacherows import (
     CacheRows,
     halves,
     hard,
+    labelled_ids,
     open_rows,
     refuse_mismatch,
     sampled,
@@ -26,6 +27,7 @@ from heads.cacherows import (
 from heads.chain import NAMED, least_labels, named_decision, refuse_many
 from heads.decisions import Decision, best_global_threshold
 from heads.domains import TwoDomainCV
+from heads.grouping import group_codes
 from heads.logistic import PROBABILITIES, DropoutLogisticCV
 from heads.nested import cross_val_fbeta
 from heads.ridge import DropoutRidgeCV
@@ -72,7 +74,9 @@ class FitConfig:
     groups: str = option("", GROUPS, metavar="CSV")
     beta: float = option(2.0, "of F-beta")
     min_positives: int = option(1, "labels with fewer positives keep the network's own weights")
-    source_rows: int = option(5000, "source images at most, chosen by --seed")
+    source_rows: int = option(
+        5000, "source images at most, chosen by --seed; as many more teach a ridge head's start"
+    )
     source_weight: str = option(
         "0.1,0.3,1", "with --source: weights of the whole source domain to compare; 0 leaves it out"
     )
@@ -160,6 +164,7 @@ def fit(config: FitConfig) -> Head:
         If the caches do not fit together, or have no labels.
     """
     refuse_existing(config.out, config.overwrite, [config.cache, config.source, config.groups])
+    refuse_negative(seed=config.seed, min_positives=config.min_positives)
     cache = FeatureCache(config.cache)
     caches = [cache]
     if config.source:
@@ -264,16 +269,15 @@ def _ridge_start(
 
     Source images beyond the sample teach it or, where these are few, half of the sample.
     """
-    every = FeatureCache(config.source)
-    spare = sampled(every, config.source_rows, config.seed, but=source.ids.tolist())
+    spare = _spare(config, rows, source)
+    rest = source
     if len(spare) >= len(source) / 2:
         caches = [rows.cache, source.cache, spare]
-        rows, source, teachers = open_rows(caches, config.views, config.groups)
+        teachers = open_rows(caches, config.views, config.groups)[2]
     else:
-        teachers, source = halves(source, config.seed)
-    if rows.grouped:  # nor are there images of the groups of those that are scored
-        scored = np.concatenate([rows.groups, source.groups])
-        teachers = teachers.take(np.flatnonzero(~np.isin(teachers.groups, scored)))
+        teachers, rest = halves(source, config.seed)
+        if rows.grouped:
+            teachers = teachers.take(np.flatnonzero(~np.isin(teachers.groups, rows.groups)))
     folds = min(config.cv, len(np.unique(teachers.groups)))
     if folds < 2:
         warnings.warn(
@@ -286,7 +290,18 @@ def _ridge_start(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # its rates are in no table
         first = clone(_estimator(config)).set_params(cv=folds).fit(**fit, missed=teachers.missed)
-    return {"coef_init": first.coef_, "intercept_init": first.intercept_}, source
+    return {"coef_init": first.coef_, "intercept_init": first.intercept_}, rest
+
+
+def _spare(config: FitConfig, rows: CacheRows, source: CacheRows) -> FeatureCache:
+    """Source images beyond the sample that share no group with an image that is scored."""
+    every = FeatureCache(config.source)
+    ids = np.setdiff1d(labelled_ids(every), source.ids)
+    if rows.grouped and len(ids):
+        scored = np.concatenate([rows.ids, source.ids])
+        codes = group_codes(config.groups, np.concatenate([scored, ids]))
+        ids = ids[~np.isin(codes[len(scored) :], codes[: len(scored)])]
+    return sampled(every.select(ids), config.source_rows, config.seed)
 
 
 def check_folds(cv: int, rows: CacheRows) -> None:
@@ -301,15 +316,20 @@ def check_folds(cv: int, rows: CacheRows) -> None:
 
 def _check_options(config: FitConfig, rows: CacheRows) -> None:
     """Say what cannot work in the words of the command line."""
-    for flag, name in (
-        ("--source-weight", "source_weight"),
-        ("--max-source-loss", "max_source_loss"),
-    ):
-        if not config.source and getattr(config, name) != getattr(FitConfig, name):
+    for name in () if config.source else ("source_rows", "source_weight", "max_source_loss"):
+        if getattr(config, name) != getattr(FitConfig, name):
+            flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} has no effect without --source; give both or neither")
     if not config.max_source_loss >= 0:
         raise ValueError(f"--max-source-loss {config.max_source_loss:g}: expected a number >= 0")
-    refuse_negative(seed=config.seed, min_positives=config.min_positives)
+    for name in ("noise", "probability") if config.method == "ridge" else ():
+        if getattr(config, name) != getattr(FitConfig, name):
+            raise ValueError(f"--{name} has no effect on ridge heads; leave it out")
+    unadapted = config.method == "ridge" or rows.fit["coef_init"] is not None
+    if config.max_source_loss != FitConfig.max_source_loss and not unadapted:
+        raise ValueError(
+            f"--max-source-loss: {rows.cache.path} has no last layer to compare with; leave it out"
+        )
     check_folds(config.cv, rows)
     refuse_many(config.min_labels, len(rows.cache.classes), rows.cache.path)
 

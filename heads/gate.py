@@ -18,8 +18,9 @@ chance, in variances of both):
             apart, f f_0 of the gate's room goes to the nearer one: f <- f (1 - f_0 + f_0 r) with
             r = e_0 / (e + e_0), e = max(T - 1, 0) the distance beyond chance. Fewer than 100 images
             show less than the whole of either: f <- f n / 100, f_0 <- f_0 n / 100.
-*near*      n = clip((1/2 - D_stage_1 / D_home) / 0.4, 0, 1) (1 - h / 2) (1 - f_0): another domain,
+*near*      b = clip((1/2 - D_stage_1 / D_home) / 0.4, 0, 1) (1 - h / 2) (1 - f_0): another domain,
             but one much nearer to Stage 1 than to home, as Stage 1's camera in the next street.
+            Of fewer than 100 images, and with a cap below 0.7, b is less in proportion.
 *aim*       k = 1/2 + clip(cos, 0, 1/2), cos of the angle between the domain's way from home and
             Stage 1's: the map that Stage 1 taught says less of a shift that goes elsewhere.
 *shift*     h of :class:`heads.labelshift.LabelShiftTest`: annotators of the known domains differ,
@@ -29,7 +30,7 @@ chance, in variances of both):
             head is here learnt what this domain has no need of. Where targets differ it is less
             sure for other reasons.
 
-    gate = n + (1 - n) (f + (1 - f) (1 - f_0) a q k (cap - drop h))
+    gate = b + (1 - b) (f + (1 - f) (1 - f_0) a q k (cap - drop h))
 
 "Unsure" cannot tell images that look different from targets that are different; hence the cap.
 With doubt and 0.7, against 0.6 alone, shifted typefaces won 0.006 of the gap, and where a third
@@ -52,7 +53,7 @@ _ROWS = 1000  # images beyond which more of them make T no stricter
 ENOUGH = 100  # images that can show which domain they are of
 _CLEAR = 0.05  # E_home - E_stage_1 from which sureness is believed
 _FALL = 0.1  # E_home - E_domain that is unsure, whatever Stage 1 is
-_NEAR = (0.1, 0.5)  # D_stage_1 / D_home where n is 1 and 0
+_NEAR = (0.1, 0.5)  # D_stage_1 / D_home where b is 1 and 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class GateConfig:
     fixed : float or None
         That number instead of what the signs say.
     cap, drop, doubt : float
-        Of a domain that is not Stage 1's.
+        Of a domain that is not Stage 1's, nor much nearer to it than to home.
     familiar : (float, float)
         T up to which f is 1, and from which it is 0; the same for f_0.
     """
@@ -99,7 +100,7 @@ class Gate:
     value : float
         In [0, 1]; 0 is the source head, 1 is the head of Stage 1.
     unsure, familiar, home, trust, near, aim : float
-        a, f, f_0, q, n and k; 1, 1, 0, 1, 0 and 1 where nobody looked.
+        a, f, f_0, q, b and k; 1, 1, 0, 1, 0 and 1 where nobody looked.
     to_stage_1, to_home : float
         T of both known domains.
     """
@@ -128,7 +129,8 @@ class Gate:
         """With the value that follows from the signs."""
         cap = float(np.clip(config.cap - config.drop * shift, 0, 1))
         rest = (1 - self.familiar) * (1 - self.home) * self.unsure * self.trust * self.aim * cap
-        value = self.near + (1 - self.near) * (self.familiar + rest)
+        near = self.near * min(1.0, config.cap / GateConfig.cap)  # who lowers the cap means it
+        value = near + (1 - near) * (self.familiar + rest)
         return replace(self, value=value if config.fixed is None else config.fixed)
 
 
@@ -150,11 +152,11 @@ def signs_of(
     D_home = apart(away, back)
     moved = min(1.0, float(np.sqrt(D_home / max(apart(way, back_way), 1e-9))))
     low, high = _NEAR
-    n = (high - apart(near, back_1) / max(D_home, 1e-9)) / (high - low)
-    n = float(np.clip(n, 0, 1)) * (1 - shift / 2) * (1 - f_0) * min(1, images / ENOUGH)
+    b = (high - apart(near, back_1) / max(D_home, 1e-9)) / (high - low)
+    b = float(np.clip(b, 0, 1)) * (1 - shift / 2) * (1 - f_0) * min(1, images / ENOUGH)
     k = 0.5 + float(np.clip(cosine(away, way, back), 0, 0.5))
     a = unsureness(sure.home, sure.stage_1, sure.domain, moved)
-    return Gate(0.0, a, f, f_0, 1.0, n, k, T, T_home).opened(shift, config)
+    return Gate(0.0, a, f, f_0, 1.0, b, k, T, T_home).opened(shift, config)
 
 
 def unsureness(home: float, stage_1: float, domain: float, moved: float = 1.0) -> float:
@@ -232,11 +234,9 @@ def words(gate: Gate, sure: Sureness, beta: float, config: GateConfig) -> str:
             f"(distance {gate.to_stage_1:.1f})"
         )
     else:
-        reason += (
-            f"; another domain than Stage 1 (distance {gate.to_stage_1:.0f} of chance): capped"
-        )
-    if gate.near > 0 and gate.familiar < 1:
-        reason += f"; {gate.near:.0%} near it all the same"
+        limit = f"{gate.near:.0%} beside it, else capped" if gate.near > 0 else "capped"
+        away = f"distance {gate.to_stage_1:.0f} of chance"
+        reason += f"; another domain than Stage 1 ({away}): {limit}"
     if gate.aim < 1 and gate.elsewhere > 0:
         reason += f"; moved another way than Stage 1: {gate.aim:.0%} of the cap"
     if gate.home > 0:

@@ -123,7 +123,8 @@ def cross_val_fbeta(
                     "DropoutLogisticCV or DropoutRidgeCV"
                 )
             scores, held = fitted.oof_predict_proba_, fitted.predict_proba(P[test])
-        chain = clone(rule).fit(scores, truth[train], **known, missed=outside[train])
+        chain = _with_folds_for(rule, known["groups"], len(train))
+        chain.fit(scores, truth[train], **known, missed=outside[train])
         parts.append(chain.predict(held))
     order = np.argsort(np.concatenate([test for _, test in folds]))
     sets = csr_matrix(vstack(parts, format="csr")[order], dtype=bool)
@@ -144,8 +145,20 @@ def images_needed(rule: Any, cv: int = 5) -> int:
 
     With fewer, the other folds might hold less images than the rule makes folds of them.
     """
-    own = [v for k, v in rule.get_params().items() if k.rpartition("__")[2] == "cv"]
-    return 2 * max([cv, *(v for v in own if isinstance(v, int))])
+    return 2 * max([cv, *_own_folds(rule).values()])
+
+
+def _with_folds_for(rule: Any, groups: np.ndarray | None, images: int) -> Any:
+    """A clone with no more folds of its own than groups; a fold may hold many small ones."""
+    units = images if groups is None else len(np.unique(groups))
+    few = {k: units for k, v in _own_folds(rule).items() if 2 <= units < v}
+    return clone(rule).set_params(**few)
+
+
+def _own_folds(rule: Any) -> dict[str, int]:
+    """Parameters of the rule, and of its parts, that are numbers of folds."""
+    params = rule.get_params().items()
+    return {k: v for k, v in params if k.rpartition("__")[2] == "cv" and isinstance(v, int)}
 
 
 def _fold_means(values: np.ndarray, weight: np.ndarray, tests: Iterable[np.ndarray]) -> np.ndarray:

@@ -15,7 +15,7 @@ from sklearn.exceptions import NotFittedError
 from heads import Adaptation, ExpectedFBeta, GlobalThreshold, PlattCalibration, mean_fbeta
 from heads.alignment import DomainMoments
 from heads.domain_heads import DomainConfig, DomainHead
-from heads.experts import ExpertConfig
+from heads.experts import ExpertConfig, Rows
 from heads.gate import (
     Gate,
     GateConfig,
@@ -373,7 +373,9 @@ def test_the_gate_follows_its_signs() -> None:
         assert Gate(0.0, *own).opened(shift, config).value == pytest.approx(expected)
     assert Gate(0.0, 0.5, 0.5, 0.0).opened(0.0, GateConfig(fixed=0.2)).value == 0.2
     near = Gate(0.0, 1.0, 0.0, 0.0, near=0.5, aim=0.5).opened(0.0, config)
-    assert near.value == pytest.approx(0.5 + 0.5 * 0.5 * 0.6)
+    beside = 0.5 * 0.6 / 0.7  # in proportion to the cap
+    assert near.value == pytest.approx(beside + (1 - beside) * 0.5 * 0.6)
+    assert near.opened(0.0, GateConfig(cap=0.0)).value == 0
     assert unsureness(0.6, 0.4, 0.5) == pytest.approx(0.5)
     assert unsureness(0.6, 0.4, 0.9) == 0
     assert unsureness(0.6, 0.4, 0.1) == 1
@@ -445,6 +447,37 @@ def test_sets_are_never_empty_where_no_known_image_is(empty: str) -> None:
     sizes = np.asarray(chain.for_domain(X_TEST).predict(X_TEST).sum(axis=1))
     assert chain.model_.decision.min_labels == int(empty == "no image")
     assert sizes.min() >= int(empty == "no image")
+
+
+def test_an_image_whose_labels_are_all_outside_the_classes_is_not_empty() -> None:
+    Y, Y_val = (np.where(part.Y.any(axis=1)[:, None], part.Y, 1) for part in (STAGE_1, SOURCE))
+    Y[7] = 0
+    chain = Adaptation(experts=QUICK, calibration=SHARED).fit(
+        X,
+        Y,
+        source=(X_VAL, Y_val),
+        coef_init=W0,
+        intercept_init=B0,
+        missed=np.arange(len(Y)) == 7,
+    )
+    assert chain.model_.decision.min_labels == 1
+
+
+def test_groups_of_one_domain_alone_are_shared_with_none() -> None:
+    rows = [Rows.of(X, STAGE_1.Y, np.arange(300), None, Adaptation())]
+    given = {"coef_init": W0, "intercept_init": B0, "shared_groups": True}
+    seen: list[np.ndarray] = []
+
+    def noted(target: Rows, home: Rows, *_: Any) -> Any:
+        seen.append(np.intersect1d(target.groups, home.groups))
+        raise StopIteration
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("heads.adaptation.fit_experts", noted)
+        for groups in ({}, {"groups": rows[0].groups}, {"source_groups": np.arange(320)}):
+            with pytest.raises(StopIteration):
+                Adaptation().fit(X, STAGE_1.Y, source=(X_VAL, SOURCE.Y), **given, **groups)
+    assert [len(common) for common in seen] == [0, 0, 0]
 
 
 # ------------------------------------------------------------------------- faults

@@ -376,3 +376,22 @@ def test_labels_outside_the_classes_are_misses_in_every_score(head: Any, domains
         expected = best_global_threshold(P, Y, 2, missed=missed)[1]
         assert getattr(both, f"{name}_") == pytest.approx(expected)
         assert expected in both.pareto_[name]
+
+
+@pytest.mark.parametrize("sparse", [0, 1])
+def test_a_masked_array_beside_sparse_labels_keeps_its_mask(sparse: int, domains: Domains) -> None:
+    hidden = np.random.default_rng(0).random(domains.Y.shape) < 0.2
+    hidden_val = np.random.default_rng(1).random(domains.Y_val.shape) < 0.2
+    both = TwoDomainCV(HEADS[1], source_weights=(1,), max_source_loss=None)
+    fits = []
+    for kind in ("masked", "mask"):
+        parts: list[Any] = [domains.Y, domains.Y_val]
+        masks: dict[str, Any] = {"mask": hidden, "source_mask": hidden_val}
+        if kind == "masked":
+            other = 1 - sparse
+            parts[other] = np.ma.masked_array(parts[other], [hidden, hidden_val][other])
+            del masks[("mask", "source_mask")[other]]
+        parts[sparse] = csr_matrix(parts[sparse])
+        both.fit(domains.X, parts[0], source=(domains.X_val, parts[1]), **masks)
+        fits.append(both.estimator_.coef_)
+    np.testing.assert_array_equal(*fits)

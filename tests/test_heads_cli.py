@@ -812,6 +812,28 @@ def test_wrong_options_of_a_fit_are_refused(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--source-rows", 7], "--source-rows has no effect without --source"),
+        (["--max-source-loss", "0.2"], "--max-source-loss has no effect without --source"),
+        (["--method", "ridge", "--noise", "gaussian"], "--noise has no effect on ridge heads"),
+        (["--method", "ridge", "--probability", "platt"], "--probability has no effect on ridge"),
+        (
+            ["--source", "SOURCE", "--source-rows", 9, "--seed", -3],
+            "--seed -3: expected at least 0",
+        ),
+        (["--source", "SOURCE", "--max-source-loss", "-1"], "--max-source-loss -1: expected"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    words: list[object], part: str, data: Path, tmp_path: Path, run: Run
+) -> None:
+    given = [data / "validation/net0.h5" if word == "SOURCE" else word for word in words]
+    out = tmp_path / "h.h5"
+    refused(run("fit", data / "stage_1/net0.h5", *given, "--out", out), part)
+
+
 def test_wrong_files_are_refused(data: Path, head: Path, tmp_path: Path, run: Run) -> None:
     out, missing = tmp_path / "out", tmp_path / "missing"
     unlabelled = data / "stage_2/net0.h5"

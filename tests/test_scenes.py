@@ -224,3 +224,63 @@ def test_a_blend_is_judged_by_groups(heads: list[str], scenes: Path) -> None:
     stored = synthetic.load_blend(Path(out)).oof["target"]
     np.testing.assert_array_equal(stored.groups, truth.groups)
     assert stored.units == SCENES // 4
+
+
+@pytest.mark.parametrize("decision", ["expected", "per-class"])
+def test_few_large_groups_and_many_small_ones(decision: str, tmp_path: Path) -> None:
+    """All small groups may be in one fold: what is left has fewer groups than a rule has folds."""
+    rng = np.random.default_rng(0)
+    ids = [f"i{i:03d}" for i in range(300)]
+    cache = FeatureCache.write(
+        tmp_path / "c.h5",
+        rng.normal(size=(300, 8)),
+        ids,
+        (rng.random((300, 4)) < 0.4).astype(np.float32),
+    )
+    rows = [f"{name},g{min(i // 60, 3)}" for i, name in enumerate(ids[:240])]
+    (tmp_path / "g.csv").write_text("\n".join(["image_id,group", *rows]) + "\n")
+    paths = [str(tmp_path / f"{rate}.h5") for rate in ("0.1", "0.5")]
+    for path, rate in zip(paths, ("0.1", "0.5"), strict=True):
+        fit = FitConfig(str(cache.path), path, dropout=rate, decision=decision)
+        commands.fit(replace(fit, groups=str(tmp_path / "g.csv")))
+    assert compare(*paths)[0].images == 300
+    commands.blend(BlendConfig(paths, str(tmp_path / "b.h5"), decision=decision))
+
+
+def test_a_ridge_head_keeps_its_start_and_its_source_rows_where_groups_are_large(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(0)
+    for name, n in (("target", 60), ("source", 400)):
+        FeatureCache.write(
+            tmp_path / f"{name}.h5",
+            rng.normal(size=(n, 10)),
+            [f"{name}{i:03d}" for i in range(n)],
+            (rng.random((n, 4)) < 0.4).astype(np.float32),
+        )
+    fit = FitConfig(
+        str(tmp_path / "target.h5"),
+        str(tmp_path / "h.h5"),
+        source=str(tmp_path / "source.h5"),
+        method="ridge",
+        dropout="0.3",
+        groups=str(tmp_path / "g.csv"),
+        max_source_loss=1.0,
+        overwrite=True,
+    )
+
+    def notes(rows: list[str], source_rows: int) -> tuple[list[str], int]:
+        (tmp_path / "g.csv").write_text("\n".join(["image_id,group", *rows]) + "\n")
+        made = commands.fit(replace(fit, source_rows=source_rows))
+        told = [note for note in made.provenance["warnings"] if "shrinks towards zero" in note]
+        return told, len(made.oof["source"].ids)
+
+    scenes = [f"source{i:03d},{i // 20}" for i in range(400)]
+    assert notes(scenes, 120) == ([], 60)  # every scene is in the sample: half of it teaches
+    few = [f"source{i:03d},{i // 4}" for i in range(400)]
+    assert notes(few, 60) == ([], 60)  # scenes beyond it teach
+    shared = [f"{name}{i:03d},{i % 10}" for name in ("target", "source") for i in range(60)]
+    everywhere = [*shared, *(f"source{i:03d},{i % 10}" for i in range(60, 400))]
+    told, rows = notes(everywhere, 400)
+    assert len(told) == 1
+    assert rows == 400

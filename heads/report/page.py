@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from featcache import __version__
+from heads.blending import Blend
 from heads.chain import described
 from heads.domain_heads import DomainHead
 from heads.galleries import gallery
@@ -126,15 +127,15 @@ def _summary(found: Contents) -> Markup:
     return joined([element("div", *tiles, class_="tiles"), element("ul", *_remarks(found))])
 
 
-def _optimism(method: str, facts: Mapping[str, Any]) -> list[str]:
-    if method == "uniform":
+def _optimism(blend: Blend, facts: Mapping[str, Any]) -> list[str]:
+    if blend.method == "uniform":
         return []  # nothing was chosen
     text = "The weights of the blend were chosen on these images, so that the figure is optimistic"
     nested = facts.get("nested")
     if not nested:
         return [f"{text}."]
     told = honest_text(nested, nested["optimism"])
-    return [f"{text}: one cut for all labels has {facts['score']:.4f} on them, and {told}."]
+    return [f"{text}: one cut for all labels has {blend.score_:.4f} on them, and {told}."]
 
 
 def _tile(name: str, value: str, words: str) -> Markup:
@@ -154,12 +155,13 @@ def _remarks(found: Contents) -> list[Markup]:
         "Every score is out of fold: neither the heads nor the decision had seen the labels of the "
         "images that they are scored on."
         if found.score is not None
-        else f"{len(found.oof.ids)} labelled images are too few to fit the decision anew in folds "
+        else f"{found.oof.units} labelled images, or groups of them, are too few to fit the "
+        "decision anew in folds "
         f"({images_needed(found.rule)} are enough), so there is no score of it, and its label sets "
         "are those of images whose labels it has seen.",
     ]
     if found.blend is not None:
-        texts += _optimism(found.blend.method, found.content.provenance)
+        texts += _optimism(found.blend, found.content.provenance)
     missed = int(found.oof.missed.sum())
     if missed:
         texts.append(f"{missed:,} true labels are outside the classes and count as missed.")
