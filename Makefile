@@ -14,7 +14,7 @@ quickstart: $(VENV)/installed
 install: $(VENV)/installed-dev
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -m slow

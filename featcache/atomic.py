@@ -55,6 +55,9 @@ def _told(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        full = explained(error, Path(path), 0)
+        if isinstance(full, InputError):
+            raise full from error
         raise InputError(
             f"{path}: cannot be written ({error.strerror}); choose another --out"
         ) from error

@@ -20,7 +20,7 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TextIO
 
-from featcache.errors import MissingExtra, trouble_of_torch
+from featcache.errors import MissingExtra, trouble
 
 
 class Parser(argparse.ArgumentParser):
@@ -344,8 +344,8 @@ def run(parser: argparse.ArgumentParser, argv: Iterable[str] | None) -> int:
     except BrokenPipeError:
         _hush()
         return 1
-    except (ValueError, OSError, MissingExtra, RuntimeError) as error:
-        line = trouble_of_torch(error) if isinstance(error, RuntimeError) else str(error)
+    except (ValueError, OSError, MissingExtra, RuntimeError, MemoryError) as error:
+        line = trouble(error) if isinstance(error, RuntimeError | MemoryError) else str(error)
         if line is None:
             raise
         if arguments.debug:

@@ -222,7 +222,7 @@ def labels_from(
             known=arrays.get("labels/known"),
             outside=arrays.get("labels/outside"),
         )
-    except InputError as error:
+    except (InputError, UnicodeDecodeError) as error:
         raise damage(path, str(error)) from None
 
 

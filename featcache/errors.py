@@ -21,15 +21,17 @@ def damage(path: str | os.PathLike[str], what: str) -> InputError:
     return InputError(f"{path}: damaged, {what}; make or copy it again")
 
 
-def trouble_of_torch(error: RuntimeError) -> str | None:
-    """What to do, in one line, where torch found too little memory; None of any other error.
+def trouble(error: RuntimeError | MemoryError) -> str | None:
+    """What to do, in one line, where memory was too little; None of any other error.
 
-    Known by their texts: this module is there without torch, and the end of a worker is told by
-    a signal, wherever the program is.
+    Those of torch are known by their texts: this module is there without torch, and the end of a
+    worker is told by a signal, wherever the program is.
     """
     text = str(error)
     if text.startswith(BY_SIGNAL):
         return WORKER_ENDED
+    if isinstance(error, MemoryError):
+        return f"no memory is left ({reason_of(error)}); free some and run the same command again"
     if "out of memory" in text or "DefaultCPUAllocator" in text:
         return (
             f"no memory is left ({reason_of(error).partition('. ')[0]}); free some (of the GPU, if "

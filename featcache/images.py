@@ -177,6 +177,8 @@ def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF data say; damaged EXIF data are no reason to give up the pixels."""
     try:
         return ImageOps.exif_transpose(image)
+    except MemoryError:  # says nothing of the file
+        raise
     except Exception:  # Pillow raises whatever damaged EXIF makes it stumble over
         return image
 

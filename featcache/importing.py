@@ -178,7 +178,8 @@ def _read(path: str) -> Any:
         kind = re.search(r"GLOBAL (\S+)", str(error))
         if kind is None:  # no object of any kind: text, say; torch's own advice is to run it
             raise InputError(
-                f"{path}: not a readable checkpoint; copy it again, or save it as .safetensors"
+                f"{path}: not a readable checkpoint; copy it again, or save the weights alone as "
+                ".safetensors"
             ) from error
         raise InputError(
             f"{path}: holds a {kind[1]}, which might run code; save the weights alone: "

@@ -54,6 +54,7 @@ REASON_LENGTH = 200
 _PAGE = 4096  # bytes; arrays of so many begin on a page, where copies of a map are quickest
 
 # What h5py raises where the structure of a file is damaged.
+_OF_CLASSES = ("classes/id", "classes/name")
 _DAMAGE = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError)
 
 # The extent of each dataset: n images, v views, d features, K classes, others as they come.
@@ -165,10 +166,10 @@ def read_contents(path: str | os.PathLike[str]) -> CacheContents:
             provenance = json.loads(file.attrs["provenance"])
             dim = file["features"].shape[2]
         ids, views = decoded(arrays["ids"]), decoded(arrays["views"])
+        texts = {name: decoded(arrays[name]) for name in _OF_CLASSES if name in arrays}
     except _DAMAGE as error:
         raise InputError(f"{path}: not a readable cache ({reason_of(error)})") from None
-    classes = decoded(arrays["classes/id"]) if "classes/id" in arrays else np.zeros(0, np.str_)
-    names = arrays.get("classes/name")
+    classes = texts.get("classes/id", np.zeros(0, np.str_))
     unlisted = provenance.pop("unlisted", "negative")
     return CacheContents(
         ids=ids,
@@ -176,7 +177,7 @@ def read_contents(path: str | os.PathLike[str]) -> CacheContents:
         dim=dim,
         labels=labels_from(path, arrays, ids, classes, unlisted),
         classes=classes,
-        class_names=None if names is None else decoded(names),
+        class_names=texts.get("classes/name"),
         weight=arrays.get("head/weight"),
         bias=arrays.get("head/bias"),
         provenance=provenance,

@@ -140,7 +140,8 @@ def _identity(file: CacheFile) -> dict[str, Any]:
     found = {key: file.provenance.get(key) for key in _WHAT}
     found["view names"] = " ".join(file.views)
     found["dim"] = file.features.shape[2]
-    for name in ("classes/id", "classes/name", "head/weight", "head/bias"):
+    found["classes/name"] = _digest(file.class_names.tolist())  # the ids where there are none
+    for name in ("classes/id", "head/weight", "head/bias"):
         value = file.arrays.get(name)
         found[name] = None if value is None else f"{len(value)} {_digest(value.tolist())}"
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,9 @@ def texts_of(what: str, values: Names) -> np.ndarray:
     InputError
         If it is no list, or an entry is nothing that could be a name.
     """
-    no_list = isinstance(values, str | bytes) or not hasattr(values, "__iter__")
+    if hasattr(values, "__array__"):  # a tensor, a column, a dataset of HDF5 in one reading
+        values = np.asarray(values)
+    no_list = isinstance(values, str | bytes | Set | Mapping) or not hasattr(values, "__iter__")
     if no_list or getattr(values, "ndim", 1) != 1:
         raise InputError(f"{what} has shape {np.shape(values)}; give a list of names")
     if isinstance(values, np.ndarray) and values.dtype.kind not in "SOf":

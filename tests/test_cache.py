@@ -15,12 +15,14 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from featcache import FeatureCache, InputError, Labels, arrays, layout
 from featcache.cli import main
+from featcache.layout import read_contents
 from featcache.merging import merge
 from featcache.summary import summary
 from featcache.writing import CacheContents, CacheWriter
@@ -980,3 +982,42 @@ def test_parts_that_are_no_numbers_are_refused(
 def test_one_class_that_is_no_list_is_refused(cache: FeatureCache) -> None:
     with pytest.raises(InputError, match="classes='/m/0': give a list of class ids"):
         cache.training(classes="/m/0")
+
+
+def test_every_class_has_a_name_in_the_file(tmp_path: Path) -> None:
+    given = {"labels": np.eye(3), "classes": ["x", "y", "z"]}
+    cache = FeatureCache.write(tmp_path / "a.h5", np.ones((3, 2)), ["a", "b", "c"], **given)
+    with h5py.File(cache.path) as file:
+        assert file["classes/name"].asstr()[()].tolist() == ["x", "y", "z"]
+    # A cache of before, without names, is of the same network.
+    other = FeatureCache.write(tmp_path / "b.h5", np.ones((3, 2)), ["d", "e", "f"], **given)
+    with h5py.File(other.path, "r+") as file:
+        del file["classes/name"], file.attrs["sha256"]
+    joined = FeatureCache(merge([cache.path, other.path], tmp_path / "both.h5"))
+    assert joined.class_names.tolist() == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize("ids", [{"a", "b"}, frozenset("ab"), {"a": 0, "b": 1}])
+def test_ids_without_an_order_are_refused(ids: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="ids has shape"):
+        FeatureCache.write(tmp_path / "x.h5", np.ones((2, 2)), ids)
+
+
+def test_ids_may_be_numbers_of_a_tensor_or_a_dataset(tmp_path: Path) -> None:
+    cache = FeatureCache.write(tmp_path / "t.h5", np.ones((3, 2)), torch.arange(3))
+    assert cache.ids.tolist() == ["0", "1", "2"]
+    with h5py.File(tmp_path / "ids.h5", "w") as file:
+        file["ids"] = ["é", "b", "c"]
+        again = FeatureCache.write(tmp_path / "d.h5", np.ones((3, 2)), file["ids"])
+    assert again.ids.tolist() == ["é", "b", "c"]
+
+
+def test_a_name_of_a_class_that_is_no_text_is_damage(cache: FeatureCache) -> None:
+    with h5py.File(cache.path, "r+") as file:
+        raw = file["classes/name"][()]
+        raw[0] = b"\xff" + raw[0][1:]
+        file["classes/name"][...] = raw
+    with pytest.raises(InputError, match=f"{cache.path.name}: "):
+        FeatureCache(cache.path).labels  # noqa: B018 - read here
+    with pytest.raises(InputError, match=f"{cache.path.name}: "):
+        read_contents(cache.path)

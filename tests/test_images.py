@@ -564,3 +564,18 @@ def test_damaged_bytes_give_pixels_or_a_reason(write: Write) -> None:
             readable += 1
     assert all(reason and "\n" not in reason for reason in reasons)
     assert min(readable, len(reasons)) > count // 20
+
+
+def test_too_little_memory_to_turn_an_image_leaves_none_unturned(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = write("a.png", encoded(Image.new("RGB", (6, 8)), "PNG", exif=exif))
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "transpose", no_memory)
+    with pytest.raises(InputError, match=r"a\.png"):
+        decode(path)
