@@ -39,6 +39,7 @@ DECISIONS = (
     "how scores become label sets: by the highest expected F-beta of calibrated probabilities, "
     "by one cut for all, or by a cut for each class; fitted on out-of-fold scores"
 )
+OF_SOURCE = ("source_rows", "source_weight", "max_source_loss")  # options that need --source
 LEAST = (
     "labels that an image gets at least (default: 1 by expected F-beta if every labelled image has "
     "one, else 0)"
@@ -316,7 +317,7 @@ def check_folds(cv: int, rows: CacheRows) -> None:
 
 def _check_options(config: FitConfig, rows: CacheRows) -> None:
     """Say what cannot work in the words of the command line."""
-    for name in () if config.source else ("source_rows", "source_weight", "max_source_loss"):
+    for name in () if config.source else OF_SOURCE:
         if getattr(config, name) != getattr(FitConfig, name):
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} has no effect without --source; give both or neither")

@@ -30,7 +30,7 @@ from featcache.disk import hash_file
 from featcache.errors import MissingExtra
 from heads.adapting import AdaptConfig, adapt
 from heads.catalogue import Entry, read_entry
-from heads.fitting import FitConfig, fit
+from heads.fitting import OF_SOURCE, FitConfig, fit
 from heads.recipes import Recipe, cache_name, differences, parse_command, read_grid
 
 
@@ -144,8 +144,9 @@ def planned(config: SweepConfig) -> list[FitConfig]:
     recipes = read_grid(config.grid)
     caches = _labelled(config.caches)
     sources = _sources(config.source, caches) if config.source else {}
-    if not sources and any(r.config.source_weight != FitConfig.source_weight for r in recipes):
-        raise ValueError(f"{config.grid}: source_weight has no effect without --source")
+    for name in () if sources else OF_SOURCE:
+        if any(getattr(r.config, name) != getattr(FitConfig, name) for r in recipes):
+            raise ValueError(f"{config.grid}: {name} has no effect without --source")
     fits = [
         _placed(recipe, cache, sources.get(cache.path, ""), config.out)
         for cache in caches
@@ -162,8 +163,6 @@ def planned(config: SweepConfig) -> list[FitConfig]:
 
 def _placed(recipe: Recipe, cache: FeatureCache, source: str, out: str) -> FitConfig:
     one = recipe.config
-    if not source:
-        one = replace(one, source_weight=FitConfig.source_weight)
     name = recipe.name(cache_name(cache.path), bool(source))
     return replace(one, cache=str(cache.path), source=source, out=str(Path(out) / f"{name}.h5"))
 
