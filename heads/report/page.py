@@ -150,13 +150,13 @@ def _tile(name: str, value: str, words: str) -> Markup:
 
 def _remarks(found: Contents) -> list[Markup]:
     """What one must know to read the figures."""
+    units = "labelled images" if found.oof.groups is None else "groups of labelled images"
     texts = [
         f"Label sets are decided by {described(found.rule)}.",
         "Every score is out of fold: neither the heads nor the decision had seen the labels of the "
         "images that they are scored on."
         if found.score is not None
-        else f"{found.oof.units} labelled images, or groups of them, are too few to fit the "
-        "decision anew in folds "
+        else f"{found.oof.units} {units} are too few to fit the decision anew in folds "
         f"({images_needed(found.rule)} are enough), so there is no score of it, and its label sets "
         "are those of images whose labels it has seen.",
     ]
