@@ -361,7 +361,7 @@ def labels_of(
 ) -> Labels:
     """Entries over the classes of a list, or the sorted positive ones; see :func:`read_labels`."""
     wanted = None if classes is None else read_classes(classes)
-    _refuse_separators(entries, wanted)
+    entries.refuse_separators(wanted)
     labels = _matrices(entries, wanted, unlisted)
     if descriptions is None:
         return labels
@@ -369,17 +369,6 @@ def labels_of(
     return replace(
         labels, names=np.array([name_of.get(c, c) for c in labels.classes.tolist()], dtype=np.str_)
     )
-
-
-def _refuse_separators(entries: Entries, wanted: np.ndarray | None) -> None:
-    """``/m/a, /m/b``: the comma would become part of a class id, and the label be lost."""
-    listed = set() if wanted is None else set(wanted.tolist())
-    for name, place in entries.doubtful.items():
-        if name not in listed:
-            raise InputError(
-                f"{place}: expected class ids separated by spaces alone, got {name!r}; take the "
-                f"{name[-1]!r} away (it may stay where a list of classes has just this id)"
-            )
 
 
 def _matrices(entries: Entries, wanted: np.ndarray | None, unlisted: Unlisted) -> Labels:

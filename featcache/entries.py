@@ -49,6 +49,22 @@ class Entries:
             entries.merge(*read_entries(path, entries.ids, entries.classes, entries.doubtful))
         return entries
 
+    def refuse_separators(self, listed: np.ndarray | None) -> None:
+        """``/m/a, /m/b``: the comma would become part of a class id, and the label be lost.
+
+        Raises
+        ------
+        InputError
+            If a doubtful class id is not among those `listed`.
+        """
+        known = set() if listed is None else set(listed.tolist())
+        for name, place in self.doubtful.items():
+            if name not in known:
+                raise InputError(
+                    f"{place}: expected class ids separated by spaces alone, got {name!r}; take "
+                    f"the {name[-1]!r} away (it may stay where a list of classes has just this id)"
+                )
+
     def merge(self, images: array, labels: array, confidences: array) -> None:
         """Add a file; what is there already stays, repeats within it keep the maximum."""
         keys = np.frombuffer(images, np.int32).astype(np.int64)
