@@ -195,10 +195,9 @@ def _refuse_two_answers(labels: Labels, used: np.ndarray, row_of: dict[str, int]
     """Of rows of one id only those in `row_of` are `used`: are the others equal to them?"""
     taken = np.array([row_of[name] for name in labels.ids.tolist()])
     others = np.flatnonzero(np.isin(taken, used) & (taken != np.arange(len(taken))))
-    pairs = others, taken[others]
     parts = (labels.positives, labels.negatives, labels.known, labels.outside)
     for part in [part for part in parts if part is not None]:
-        ours, theirs = (part[rows] for rows in pairs)
+        ours, theirs = part[others], part[taken[others]]
         differs = ours != theirs if part.ndim == 1 else (ours != theirs).getnnz(axis=1) > 0
         if differs.any():
             name = str(labels.ids[others[np.argmax(differs)]])
