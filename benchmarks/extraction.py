@@ -306,7 +306,7 @@ def measured(part: str, root: Path, n: int, quick: bool) -> list[dict[str, Any]]
         return memory_rows((500, 2_000) if quick else (10_000, 100_000))
     if part == "gpu":
         return gpu_rates(root, 2_048 if quick else 16_384)
-    return rates(root, n, cores() if part == "rates" else 0, 1 if quick else 3)
+    return rates(root, n, cores() if part == "rates" else 0, 1 if quick else 5)
 
 
 def main() -> None:
