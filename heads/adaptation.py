@@ -40,12 +40,12 @@ from heads.alignment import DomainMoments
 from heads.calibration import PlattCalibration, fit_platt
 from heads.decisions import Decision, ExpectedFBeta
 from heads.domain_heads import AdaptedModel, DomainConfig, DomainHead
+from heads.entry_losses import log_losses
 from heads.experts import ExpertConfig, Linear, Rows, average, fit_experts
 from heads.inputs import check_beta, check_missed
 from heads.labelshift import label_shift_test
 from heads.platt import logits
 from heads.rates import labels_per_image, pooled_rates
-from heads.selection import log_losses
 from heads.steps import Step, table
 
 _FIRST = (0.0, 0.5, 1.0)

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from heads.markup import Markup
 from heads.results import ShowsResults, rates_table
+from heads.selection import Judge
 from heads.training import (
     TrainingSet,
     check_binary_target,
@@ -43,6 +44,7 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
     coef_init_: np.ndarray | None
     classes_: np.ndarray
     n_features_in_: int
+    _judge: Judge | None = None  # of rates, where TwoDomainCV chooses
     _half: ClassVar[float] = 0.0  # the margin that stands for 1/2 where no calibration says so
 
     def fit(
@@ -107,6 +109,10 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
         self.coef_init_ = data.coef_init
         self._fit(data)
         return self
+
+    def _may_be_judged(self) -> bool:
+        """Whether one rate of several is chosen by F-beta, which a judge can replace."""
+        return getattr(self, "scoring", "") == "fbeta" and not getattr(self, "per_label", True)
 
     @abstractmethod
     def _fit(self, data: TrainingSet) -> None:

@@ -118,10 +118,15 @@ def _rates(entry: Entry, file: h5py.File) -> str:
 
 def _pareto(facts: dict[str, Any]) -> str:
     rows = facts["pareto"]
-    tried = zip(rows["source_weight"], rows["target_score"], rows["source_score"], strict=True)
-    compared = ", ".join(f"{w:g} ({t:.4f}, {s:.4f})" for w, t, s in tried)
+    columns = ("source_weight", "dropout", "target_score", "source_score", "efficient")
+    tried = list(zip(*(rows[key] for key in columns), strict=True))
+    compared = ", ".join(
+        f"{w:g} at {p:.3g} ({t:.4f}, {s:.4f})" for w, p, t, s, best in tried if best
+    )
     return textwrap.fill(
-        f"{facts['source_weight']:g}, of {compared}; F on target and on source", 88
+        f"{facts['source_weight']:g}, of {len(tried)} weights and dropout rates; F on target and "
+        f"on source of those that no other beats: {compared}",
+        88,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy.sparse import csr_matrix, issparse, vstack
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
+from heads.base import LinearHead
 from heads.decisions import best_global_threshold
 from heads.grouping import numbered
 from heads.inputs import check_missed, check_truth, split_masked
@@ -25,10 +27,14 @@ class TwoDomainCV(ShowsResults):
     For each weight w the head is fitted on all rows, a source row counting
     ``w n_target / n_source``, so that w compares whole domains. Out-of-fold
     rows of *each* domain are scored by mean F-beta per image at that domain's best
-    global threshold. The pick is the best target score among those whose source
-    score is at most ``max_source_loss`` below the unadapted head's; where none is,
-    the one with the best source score, with a warning. With ``max_source_loss=None`` the
-    target alone decides.
+    global threshold, at every weight and every dropout rate. The pick is the best target
+    score among those whose source score is at most ``max_source_loss`` below the unadapted
+    head's; where none is, the one with the best source score, with a warning. With
+    ``max_source_loss=None`` the target alone decides.
+
+    One rate a weight is compared, that which the estimator itself prefers, where its
+    `scoring` is not "fbeta", where each label has a rate of its own, and at weight 0
+    (without shared groups), where the target alone chooses.
 
     Parameters
     ----------
@@ -44,8 +50,8 @@ class TwoDomainCV(ShowsResults):
     source_weight_ : float
     target_score_, source_score_ : float
         Out-of-fold F-beta of the pick.
-    pareto_ : dict of arrays, a row a weight
-        "source_weight", "dropout", "target_score", "source_score", "efficient".
+    pareto_ : dict of arrays, a row a weight and rate
+        "source_weight", "dropout", "target_score", "source_score", "efficient", "chosen".
     oof_predict_proba_, source_oof_predict_proba_ : (n, K) and (n_source, K)
     """
 
@@ -96,91 +102,72 @@ class TwoDomainCV(ShowsResults):
         ValueError
             If the domains disagree in views, features or labels, or a weight is negative.
         """
-        X_val, Y_val = source
-        Y, mask = _unmasked(Y, mask)
-        Y_val, source_mask = _unmasked(Y_val, source_mask)
-        rows_differ = len(X) != Y.shape[0] or len(X_val) != Y_val.shape[0]
-        if rows_differ or X.shape[1:] != X_val.shape[1:] or Y.shape[1:] != Y_val.shape[1:]:
-            raise ValueError(
-                f"target X {X.shape}, Y {Y.shape} and source X {X_val.shape}, Y {Y_val.shape} "
-                "must agree in rows, each in itself, and in views, features and labels"
-            )
+        target = _Rows.of(X, Y, groups, mask, missed)
+        home = _Rows.of(*source, source_groups, source_mask, source_missed)
+        target.check_like(home)
         weights = [float(w) for w in self.source_weights]
         if not weights or not all(0 <= w < np.inf for w in weights):
             raise ValueError(f"source_weights is {weights}; expected numbers >= 0, at least one")
-        n, m = len(X), len(X_val)
-        both = {
-            "X": np.concatenate([X, X_val]),
-            "Y": _stack(Y, Y_val),
-            "groups": np.concatenate(numbered(groups, source_groups, n, m, shared_groups)),
-            "mask": _joined_masks(mask, source_mask, Y, Y_val),
-            "missed": np.r_[check_missed(missed, n), check_missed(source_missed, m)],
-        }
         start = {"coef_init": coef_init, "intercept_init": intercept_init}
-        beta = self.estimator.beta
-        fits, rows, said = [], [], []
+        least = self._least_source_score(home, start)
+        both = _joined(target, home, shared_groups)
+        fits = []
         for w in weights:
-            head = clone(self.estimator)
+            head, judge = clone(self.estimator), _Judge(target, home, self.estimator.beta, least)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 if w > 0 or shared_groups:  # source scores too know no label of their groups
-                    weight = np.r_[np.ones(n), np.full(m, w * n / m)]
-                    head.fit(**both, sample_weight=weight, **start)
-                    oof = head.oof_predict_proba_
-                    target, source_oof = oof[:n], oof[n:]
+                    fit = _fit_both(head, both | start, w, judge)
                 else:
-                    head.fit(X, Y, groups=groups, mask=mask, missed=missed, **start)
-                    target, source_oof = head.oof_predict_proba_, head.predict_proba(X_val)
-            said.append([warning.message for warning in caught])
-            scores = [
-                _score(target, Y, mask, beta, missed),
-                _score(source_oof, Y_val, source_mask, beta, source_missed),
-            ]
-            fits.append((head, target, source_oof))
-            rows.append([w, np.mean(head.dropout_), *scores])
-        self._pick(
-            fits,
-            np.array(rows),
-            self._least_source_score(X_val, Y_val, start, source_mask, source_missed),
-        )
-        for message in said[weights.index(self.source_weight_)]:  # of the others none matters
+                    head.fit(**target.fit, **start)
+                    fit = _Fit(head, head.oof_predict_proba_, head.predict_proba(home.X))
+            judge.seen[fit.rate] = judge.scores(fit.target, fit.source)
+            fits.append(replace(fit, tried=judge.seen, said=[w.message for w in caught]))
+        best = fits[self._pick(weights, fits, least)]
+        self.estimator_ = best.head
+        self.oof_predict_proba_, self.source_oof_predict_proba_ = best.target, best.source
+        for message in best.said:  # of the others none matters
             warnings.warn(message, stacklevel=2)
         return self
 
-    def _least_source_score(
-        self, X_val: Any, Y_val: Any, start: dict[str, Any], mask: Any, missed: Any
-    ) -> float:
+    def _least_source_score(self, source: _Rows, start: dict[str, Any]) -> float:
         if self.max_source_loss is None or start["coef_init"] is None:
             return -np.inf
-        means = np.asarray(X_val, np.float32)
+        means = np.asarray(source.X, np.float32)
         means = means.mean(1) if means.ndim == 3 else means
         b0 = 0.0 if start["intercept_init"] is None else start["intercept_init"]
         margin = means @ np.asarray(start["coef_init"], np.float32).T + b0
-        return _score(margin, Y_val, mask, self.estimator.beta, missed) - self.max_source_loss
+        return source.score(margin, self.estimator.beta) - self.max_source_loss
 
-    def _pick(
-        self, fits: list[tuple[Any, np.ndarray, np.ndarray]], rows: np.ndarray, least: float
-    ) -> None:
-        weight, dropout, target, source = rows.T
-        self.pareto_ = {
-            "source_weight": weight,
-            "dropout": dropout,
-            "target_score": target,
-            "source_score": source,
-            "efficient": efficient(rows[:, 2:]),
-        }
-        allowed = source >= least
-        if self.max_source_loss is not None and not allowed.any():
+    def _pick(self, weights: list[float], fits: list[_Fit], least: float) -> int:
+        """The number of the fit that is taken; of the others their scores are kept."""
+        rows = np.array(
+            [
+                (w, rate, *fit.tried[rate], i, rate == fit.rate)
+                for i, (w, fit) in enumerate(zip(weights, fits, strict=True))
+                for rate in sorted(fit.tried)
+            ]
+        )
+        weight, dropout, target, source, number, fitted = rows.T
+        if self.max_source_loss is not None and not (source >= least).any():
             warnings.warn(
                 f"no source weight keeps the source's F-beta within {self.max_source_loss} of the "
                 f"unadapted head's, {least + self.max_source_loss:.3f}: the nearest is taken; try "
                 "other weights, or a larger max_source_loss: the target decides within it",
                 stacklevel=3,
             )
-        best = int(np.argmax(np.where(allowed, target, -np.inf) if allowed.any() else source))
-        self.estimator_, self.oof_predict_proba_, self.source_oof_predict_proba_ = fits[best]
+        best = int(np.argmax(np.where(fitted, _value(target, source, least), -np.inf)))
+        self.pareto_ = {
+            "source_weight": weight,
+            "dropout": dropout,
+            "target_score": target,
+            "source_score": source,
+            "efficient": efficient(rows[:, 2:4]),
+            "chosen": np.arange(len(rows)) == best,
+        }
         self.source_weight_ = float(weight[best])
         self.target_score_, self.source_score_ = float(target[best]), float(source[best])
+        return int(number[best])
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Margins of the pick."""
@@ -198,10 +185,106 @@ class TwoDomainCV(ShowsResults):
         return pareto_table(self)
 
 
-def _score(P: np.ndarray, Y: Any, mask: Any, beta: float, missed: Any) -> float:
-    truth, unknown = check_truth(Y, mask, P.shape, soft=True)
-    # Soft targets count as true from 1/2 on.
-    return best_global_threshold(P, truth >= 0.5, beta, unknown, missed=missed)[1]
+@dataclass(frozen=True)
+class _Rows:
+    """Labelled rows of one domain; see :meth:`TwoDomainCV.fit`."""
+
+    X: Any
+    Y: Any
+    groups: Any
+    mask: Any
+    missed: Any
+
+    @classmethod
+    def of(cls, X: Any, Y: Any, groups: Any, mask: Any, missed: Any) -> _Rows:
+        """With a masked array's mask beside it."""
+        Y, mask = _unmasked(Y, mask)
+        return cls(X, Y, groups, mask, missed)
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    @property
+    def fit(self) -> dict[str, Any]:
+        """Arguments of a head's `fit`."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def check_like(self, source: _Rows) -> None:
+        """Refuse a source that this target cannot be joined with."""
+        shapes = [(rows.X.shape, rows.Y.shape) for rows in (self, source)]
+        rows_differ = any(x[0] != y[0] for x, y in shapes)
+        (X, Y), (X_val, Y_val) = shapes
+        if rows_differ or X[1:] != X_val[1:] or Y[1:] != Y_val[1:]:
+            raise ValueError(
+                f"target X {X}, Y {Y} and source X {X_val}, Y {Y_val} "
+                "must agree in rows, each in itself, and in views, features and labels"
+            )
+
+    def score(self, P: np.ndarray, beta: float) -> float:
+        """Mean F-beta per image at the best cut; soft targets count as true from 1/2 on."""
+        truth, unknown = check_truth(self.Y, self.mask, P.shape, soft=True)
+        return best_global_threshold(P, truth >= 0.5, beta, unknown, missed=self.missed)[1]
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Scores of both domains, by rate; called, what a search for the rate maximises."""
+
+    target: _Rows
+    source: _Rows
+    beta: float
+    least: float
+    seen: dict[float, tuple[float, float]] = field(default_factory=dict)
+
+    def __call__(self, dropout: float, P: np.ndarray) -> float:
+        n = len(self.target)
+        self.seen[dropout] = self.scores(P[:n], P[n:])
+        return float(_value(*self.seen[dropout], self.least))
+
+    def scores(self, P: np.ndarray, P_source: np.ndarray) -> tuple[float, float]:
+        """F-beta of target and source."""
+        return self.target.score(P, self.beta), self.source.score(P_source, self.beta)
+
+
+def _value(target: Any, source: Any, least: float) -> Any:
+    """What is maximised: the target's score, or the source's below all that keep `least`."""
+    return np.where(source >= least, target, source - 1)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A head at one weight, its held-out scores, and the scores of all rates that it tried."""
+
+    head: Any
+    target: np.ndarray
+    source: np.ndarray
+    tried: dict[float, tuple[float, float]] = field(default_factory=dict)
+    said: list[Any] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        return float(np.mean(self.head.dropout_))
+
+
+def _fit_both(head: Any, both: dict[str, Any], w: float, judge: _Judge) -> _Fit:
+    n, m = len(judge.target), len(judge.source)
+    if isinstance(head, LinearHead) and head._may_be_judged():
+        head._judge = judge
+    head.fit(**both, sample_weight=np.r_[np.ones(n), np.full(m, w * n / m)])
+    head._judge = None  # it holds all rows
+    return _Fit(head, head.oof_predict_proba_[:n], head.oof_predict_proba_[n:])
+
+
+def _joined(target: _Rows, source: _Rows, shared_groups: bool) -> dict[str, Any]:
+    """Arguments of a head's `fit` on all rows."""
+    n, m = len(target), len(source)
+    return {
+        "X": np.concatenate([target.X, source.X]),
+        "Y": _stack(target.Y, source.Y),
+        "groups": np.concatenate(numbered(target.groups, source.groups, n, m, shared_groups)),
+        "mask": _joined_masks(target.mask, source.mask, target.Y, source.Y),
+        "missed": np.r_[check_missed(target.missed, n), check_missed(source.missed, m)],
+    }
 
 
 def _stack(Y: Any, Y_val: Any) -> Any:

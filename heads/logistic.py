@@ -242,7 +242,7 @@ class DropoutLogisticCV(LinearHead):
         with worker_threads() as run:
             paths = Paths(data, folds, objective, run)
             paths.follow(search.dropouts[::-1])
-            chosen = select_dropout(paths.take, data, folds, search)
+            chosen = select_dropout(paths.take, data, folds, search, judge=self._judge)
         self.dropout_ = chosen.dropout if self.per_label else float(chosen.dropout)
         self.best_score_, self.cv_results_ = chosen.score, chosen.results
         self.oof_decision_function_ = chosen.out_of_fold.margin

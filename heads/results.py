@@ -57,12 +57,11 @@ def rates_table(estimator: Any) -> list[Markup]:
 
 
 def pareto_table(estimator: Any) -> list[Markup]:
-    """Scores on both domains at each weight of the source."""
+    """Scores on both domains at each weight of the source and rate."""
     if not hasattr(estimator, "pareto_"):
         return []
     columns = {key.replace("_", " "): values for key, values in estimator.pareto_.items()}
-    columns["chosen"] = estimator.pareto_["source_weight"] == estimator.source_weight_
-    return [table("Weight of the source, scores on both domains", columns)]
+    return [table("Weight of the source, dropout, scores on both domains", columns)]
 
 
 def weights_table(blend: Any) -> list[Markup]:

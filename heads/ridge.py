@@ -179,7 +179,7 @@ class DropoutRidgeCV(LinearHead):
             quick = None
             if self.scoring == "mse" and isinstance(evaluate, FoldScores) and evaluate.has_moments:
                 quick = evaluate.squared_errors
-            chosen = select_dropout(evaluate, data, folds, search, calibrate, quick)
+            chosen = select_dropout(evaluate, data, folds, search, calibrate, quick, self._judge)
             self.coef_, self.intercept_ = whole().coefficients(rho_from_dropout(chosen.dropout))
         self.dropout_ = chosen.dropout if self.per_label else float(chosen.dropout)
         self.best_score_, self.cv_results_ = chosen.score, chosen.results

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
 from heads.cuts import apply_threshold, best_global_threshold
 from heads.dropout import check_dropouts, dropout_from_rho, rho_from_dropout
+from heads.entry_losses import log_losses, squared_errors
 from heads.folds import Fold
 from heads.inputs import check_beta
 from heads.metrics import average_precision, mean_fbeta
@@ -20,6 +21,7 @@ SCORINGS = ("fbeta", "average_precision", "log_loss", "mse")
 _MAXIMISED = ("fbeta", "average_precision")
 _EXTENSIONS = 4  # rates that an end of the grid may grow by
 _LEAST_RATIO = 2.0  # of rho, from a rate to the next beyond the grid
+Judge = Callable[[float, np.ndarray], float]
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ class OutOfFold:
     margin: np.ndarray
     probability: np.ndarray | None
     start: Start | None = None
+
+    @property
+    def best_known(self) -> np.ndarray:
+        """Probabilities or, until there are any, margins."""
+        return self.margin if self.probability is None else self.probability
 
 
 @dataclass(frozen=True)
@@ -150,7 +157,7 @@ class _Scorer:
     def score(self, oof: OutOfFold) -> _Score:
         if self.truth is None:
             return self._loss(oof)
-        P = oof.margin if oof.probability is None else oof.probability
+        P = oof.best_known
         return self._fbeta(P) if self.search.scoring == "fbeta" else self._precision(P)
 
     def _precision(self, P: np.ndarray) -> _Score:
@@ -212,22 +219,6 @@ class _Scorer:
             folds = sums.sum(axis=1) / weights.sum(axis=1)
             labels = sums.sum(axis=0) / weights.sum(axis=0)
         return _Score(float(sums.sum() / weights.sum()), folds, labels, np.nan)
-
-
-def log_losses(Y: np.ndarray, P: np.ndarray) -> np.ndarray:
-    """-y log p - (1 - y) log(1 - p) of each entry, p clipped by the rounding error of float32."""
-    eps = np.finfo(np.float32).eps
-    P = np.clip(P, eps, 1 - eps)
-    losses = -np.log1p(-P)
-    losses -= Y * (np.log(P) + losses)
-    return losses
-
-
-def squared_errors(Y: np.ndarray, P: np.ndarray) -> np.ndarray:
-    """(y - p)^2 of each entry."""
-    error = Y - P
-    error *= error
-    return error
 
 
 def _mean_defined(values: np.ndarray, axis: int) -> np.ndarray:
@@ -295,6 +286,7 @@ def select_dropout(
     search: Search,
     calibrate: Callable[[np.ndarray], np.ndarray] | None = None,
     squared_errors: Callable[[float], np.ndarray] | None = None,
+    judge: Judge | None = None,
 ) -> Selected:
     """Score every rate out of fold, from the strongest down, and pick the best.
 
@@ -310,10 +302,13 @@ def select_dropout(
     squared_errors : function of a rate, optional
         Gives weighted sums (folds, K) of squared errors, for scoring by "mse"
         where that is cheaper than the scores; these are made for the best rate only.
+    judge : function of a rate and its held-out scores, optional
+        What is maximised in place of F-beta of all rows; the results tell the latter.
     """
     scorer = _Scorer(data, folds, search, calibrate)
     best = _Best(search, data.n_labels)
     scores: dict[float, _Score] = {}
+    costs: dict[float, float] = {}
 
     def run(dropout: float) -> None:
         if squared_errors is None:
@@ -322,12 +317,16 @@ def select_dropout(
         else:
             oof = None
             scores[dropout] = scorer.from_sums(squared_errors(dropout))
-        best.offer(dropout, scores[dropout], oof)
+        score = scores[dropout]
+        if judge is not None and oof is not None:
+            score = replace(score, pooled=judge(dropout, oof.best_known))
+        costs[dropout] = best.sign * score.pooled
+        best.offer(dropout, score, oof)
 
     for dropout in search.dropouts[::-1]:
         run(float(dropout))
     if len(search.dropouts) > 1:
-        _extend(run, scores, best.sign)
+        _extend(run, costs)
     if best.oof is None:
         best.fill(evaluate)
     assert best.oof is not None
@@ -338,16 +337,16 @@ def select_dropout(
     return Selected(np.asarray(chosen), pooled, results, best.oof)
 
 
-def _extend(run: Callable[[float], None], scores: dict[float, _Score], sign: float) -> None:
+def _extend(run: Callable[[float], None], costs: dict[float, float]) -> None:
     """Add rates beyond the end where the best one is."""
     for _ in range(_EXTENSIONS):
-        following = _beyond(scores, sign)
+        following = _beyond(costs)
         if following is None:
             return
         run(following)
-    if _beyond(scores, sign) is not None:
-        best = min(scores, key=lambda p: sign * scores[p].pooled)
-        end = "largest" if best == max(scores) else "smallest"
+    if _beyond(costs) is not None:
+        best = min(costs, key=costs.__getitem__)
+        end = "largest" if best == max(costs) else "smallest"
         warnings.warn(
             f"the best dropout, {best:.4g}, is the {end} that was tried; widen dropouts",
             UserWarning,
@@ -355,10 +354,10 @@ def _extend(run: Callable[[float], None], scores: dict[float, _Score], sign: flo
         )
 
 
-def _beyond(scores: dict[float, _Score], sign: float) -> float | None:
+def _beyond(cost_of: dict[float, float]) -> float | None:
     """The next rate if one at an end of those tried is better than all others, else None."""
-    rates = sorted(scores)
-    costs = np.array([sign * scores[p].pooled for p in rates])
+    rates = sorted(cost_of)
+    costs = np.array([cost_of[p] for p in rates])
     rho = rho_from_dropout(np.array(rates))
     if costs[-1] < costs[:-1].min():
         ratio = rho[-1] / rho[-2] if rho[-2] > 0 else _LEAST_RATIO

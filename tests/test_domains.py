@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -205,6 +206,80 @@ def test_the_pick_keeps_the_source_within_the_allowed_loss(
     expected = max(good, key=lambda row: row[1]) if good else max(rows, key=lambda row: row[2])
     assert (fitted.source_weight_, fitted.target_score_, fitted.source_score_) == expected
     assert bool(good) == (allowed != -1)
+
+
+@pytest.mark.parametrize("allowed", [0.0, 0.05, None])
+@pytest.mark.parametrize(
+    "head",
+    [
+        DropoutRidgeCV(dropouts=(0.05, 0.2, 0.6), cv=3),
+        DropoutLogisticCV(dropouts=(0.05, 0.2, 0.6), cv=3, tol=1e-8),
+    ],
+)
+def test_every_rate_of_every_weight_is_compared_on_both(
+    head: Any, allowed: float | None, domains: Domains
+) -> None:
+    start = {"coef_init": domains.W0, "intercept_init": domains.b0}
+    weights = (0.1, 1.0)
+    fitted = domains.fit(
+        TwoDomainCV(head, source_weights=weights, max_source_loss=allowed), **start
+    )
+    table = fitted.pareto_
+    alone = {
+        (w, p): domains.fit(
+            TwoDomainCV(clone(head).set_params(dropouts=(p,)), source_weights=(w,)), **start
+        )
+        for w, p in zip(table["source_weight"], table["dropout"], strict=True)
+    }
+    assert {w for w, _ in alone} == set(weights)
+    assert {p for _, p in alone} >= {0.05, 0.2, 0.6}
+    for row, one in enumerate(alone.values()):
+        assert table["target_score"][row] == pytest.approx(one.target_score_, abs=1e-3)
+        assert table["source_score"][row] == pytest.approx(one.source_score_, abs=1e-3)
+    home = best_global_threshold(domains.X_val.mean(1) @ domains.W0.T + domains.b0, domains.Y_val)
+    good = table["source_score"] >= (-np.inf if allowed is None else home[1] - allowed)
+    expected = np.where(good, table["target_score"], table["source_score"] - 1).max()
+    chosen = np.flatnonzero(table["chosen"])
+    assert len(chosen) == 1
+    value = table["target_score" if good[chosen[0]] else "source_score"][chosen[0]]
+    assert value - (not good[chosen[0]]) == expected
+    pick = alone[fitted.source_weight_, fitted.estimator_.dropout_]
+    np.testing.assert_allclose(
+        fitted.estimator_.coef_, pick.estimator_.coef_, atol=1e-4 * np.abs(domains.W0).max()
+    )
+    assert pickle.loads(pickle.dumps(fitted)).source_weight_ == fitted.source_weight_
+
+
+def test_a_rate_can_keep_the_source_that_a_weight_alone_would_not() -> None:
+    domains = Domains(n=120, m=300)
+    start = {"coef_init": domains.W0, "intercept_init": domains.b0}
+    head = DropoutLogisticCV(dropouts=(0.02, 0.1, 0.3, 0.6, 0.9), cv=3)
+    own = domains.fit(
+        TwoDomainCV(head, source_weights=(0.03,), max_source_loss=None), **start
+    ).pareto_
+    free = own["chosen"]
+    within = own["source_score"] > own["source_score"][free]
+    assert within.any()
+    home = best_global_threshold(domains.X_val.mean(1) @ domains.W0.T + domains.b0, domains.Y_val)
+    loss = home[1] - own["source_score"].max()
+    kept = domains.fit(TwoDomainCV(head, source_weights=(0.03,), max_source_loss=loss), **start)
+    assert kept.source_score_ == own["source_score"].max() > own["source_score"][free][0]
+
+
+@pytest.mark.parametrize("options", [{"scoring": "log_loss"}, {"per_label": True}])
+def test_a_rate_that_the_head_prefers_by_another_score_stays(
+    options: dict[str, Any], domains: Domains
+) -> None:
+    options = {"scoring": "log_loss"} | options
+    head = DropoutLogisticCV(dropouts=(0.05, 0.2, 0.6), cv=3, **options)
+    both = domains.fit(TwoDomainCV(head, source_weights=(0.1, 1.0), max_source_loss=None))
+    assert both.pareto_["source_weight"].tolist() == [0.1, 1.0]
+    own = clone(head).fit(
+        np.concatenate([domains.X, domains.X_val]),
+        np.concatenate([domains.Y, domains.Y_val]),
+        sample_weight=np.repeat([1, 0.75], [len(domains.X), len(domains.X_val)]),
+    )
+    np.testing.assert_allclose(both.pareto_["dropout"][1], np.mean(own.dropout_))
 
 
 def test_more_loss_allowed_never_costs_target_score(domains: Domains) -> None:

@@ -55,19 +55,13 @@ class ParetoDisplay(Display):
     def from_estimator(cls, estimator: Any, *, ax: Any = None) -> ParetoDisplay:
         """Of a fitted ``TwoDomainCV``, with the weights of the source beside, or ``Blend``."""
         cls._check_shown(estimator, "pareto_", "TwoDomainCV, or a Blend of two domains")
-        if "chosen" in estimator.pareto_:
-            return cls.from_table(
-                estimator.pareto_,
-                chosen=int(np.argmax(estimator.pareto_["chosen"])),
-                measure=f"mean F{estimator.beta:g} per image",
-                ax=ax,
-            )
-        weights = estimator.pareto_["source_weight"]
+        table, weights = estimator.pareto_, estimator.pareto_.get("source_weight")
+        beta = getattr(estimator, "estimator", estimator).beta
         return cls.from_table(
-            estimator.pareto_,
-            chosen=int(np.flatnonzero(weights == estimator.source_weight_)[0]),
-            labels=[f"{weight:g}" for weight in weights],
-            measure=f"mean F{estimator.estimator.beta:g} per image",
+            table,
+            chosen=int(np.argmax(table["chosen"])),
+            labels=None if weights is None else source_weight_labels(table),
+            measure=f"mean F{beta:g} per image",
             ax=ax,
         )
 
@@ -115,6 +109,14 @@ class ParetoDisplay(Display):
         ax.set(xlabel=f"source: {self.measure}", ylabel=f"target: {self.measure}")
         ax.legend()
         return self
+
+
+def source_weight_labels(table: Mapping[str, Any]) -> list[str]:
+    """Labels of a ``TwoDomainCV.pareto_``: the weights of the settings that no other beats."""
+    return [
+        f"{weight:g}" if efficient else ""
+        for weight, efficient in zip(table["source_weight"], table["efficient"], strict=True)
+    ]
 
 
 class GapDisplay(Display):

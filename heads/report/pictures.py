@@ -25,6 +25,7 @@ from heads.plots import (
     ThresholdDisplay,
 )
 from heads.plots.canvas import BLUE, GREEN, GREY, ORANGE, STYLE
+from heads.plots.trade import source_weight_labels
 from heads.report.contents import Contents
 
 _WIDTH = 5.2  # inches; about a phone's width at the size of text that is drawn
@@ -266,17 +267,21 @@ def _pareto(found: Contents) -> list[Picture]:
         facts = found.models[m].provenance
         if len(facts.get("pareto", {}).get("source_weight", [])) < 2:
             continue
-        weights = facts["pareto"]["source_weight"]
 
-        def draw(ax: Any, facts: dict[str, Any] = facts, weights: list[float] = weights) -> None:
+        def draw(ax: Any, facts: dict[str, Any] = facts) -> None:
+            table = facts["pareto"]
+            one_a_weight = np.equal(table["source_weight"], facts["source_weight"])  # of old
             ParetoDisplay.from_table(
-                facts["pareto"],
-                chosen=weights.index(facts["source_weight"]),
-                labels=[f"{weight:g}" for weight in weights],
+                table,
+                chosen=int(np.argmax(table.get("chosen", one_a_weight))),
+                labels=source_weight_labels(table),
                 measure=f"mean F{facts['beta']:g}",
                 ax=ax,
             )
 
-        words = f"{found.names[m]}: out-of-fold score on both, by the weight of the source."
+        words = (
+            f"{found.names[m]}: out-of-fold score on both, by the weight of the source (beside "
+            "those that no other setting beats) and the dropout rate."
+        )
         return [Picture("New place against old", words, draw)]
     return []
