@@ -321,6 +321,10 @@ def test_front_of_an_estimator_marks_its_weight(ax):
     both.fit(X, Y, source=data(seed=0, n=30))
     display = ParetoDisplay.from_estimator(both, ax=ax)
     assert display.marker_.get_xydata().tolist() == [[both.source_score_, both.target_score_]]
+    table = both.pareto_  # at 0 the rate that the target prefers; at 0.5 both rates, or more
+    assert np.sum(table["source_weight"] == 0.5) >= 2
+    told = zip(table["source_weight"], table["efficient"], strict=True)
+    assert text_of(ax) == [f"{weight:g}" if efficient else "" for weight, efficient in told]
 
 
 def test_front_of_a_blend_marks_its_step(ax):
