@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
-import runpy
 import sys
 from pathlib import Path
 
@@ -64,11 +64,11 @@ def main(arguments: list[str]) -> int:
         return 2
     sys.argv = [f"{COMMAND}{arguments[0]}", *arguments[1:]]  # also what `--help` says
     try:
-        runpy.run_module(f"benchmarks.{arguments[0]}", run_name="__main__")
+        # Under its own name, by which processes that it starts find what they are to run.
+        return importlib.import_module(f"benchmarks.{arguments[0]}").main() or 0
     except InputError as error:
         print(f"{arguments[0]}: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

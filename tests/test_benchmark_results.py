@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from pathlib import Path
 
 import pytest
 
 import benchmarks.__main__
-from benchmarks import measure
+from benchmarks import measure, transfer
 from benchmarks.results import Table, benchmark_of, write_results
 
 KNOWN = {"heads": "How long?", "heads_of_state": "Who?"}
@@ -70,6 +71,21 @@ def test_the_command_line(
     assert benchmarks.__main__.main(["report", "all"]) == 2
     assert benchmarks.__main__.main(["nothing"]) == 2
     assert "report takes no options" in capsys.readouterr().out
+
+
+def test_benchmarks_run_under_the_name_that_their_processes_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments: list[list[str]] = []
+
+    def sent_and_back() -> None:
+        assert pickle.loads(pickle.dumps(transfer._run)) is transfer._run
+        arguments.append(sys.argv)
+
+    monkeypatch.setattr(transfer, "main", sent_and_back)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    assert benchmarks.__main__.main(["transfer", "--jobs", "2"]) == 0
+    assert arguments == [["python -m benchmarks transfer", "--jobs", "2"]]
 
 
 def test_the_benchmark_of_a_file_is_the_longest_name() -> None:
