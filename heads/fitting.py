@@ -79,7 +79,9 @@ class FitConfig:
         5000, "source images at most, chosen by --seed; as many more teach a ridge head's start"
     )
     source_weight: str = option(
-        "0.1,0.3,1", "with --source: weights of the whole source domain to compare; 0 leaves it out"
+        "0.1,0.3,1",
+        "with --source: weights of the whole source domain to compare, each at every dropout rate; "
+        "0 leaves it out",
     )
     max_source_loss: float = option(
         0.01,
