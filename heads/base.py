@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from heads.markup import Markup
 from heads.results import ShowsResults, rates_table
-from heads.selection import Judge
+from heads.selection import OutOfFold
 from heads.training import (
     TrainingSet,
     check_binary_target,
@@ -44,7 +45,10 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
     coef_init_: np.ndarray | None
     classes_: np.ndarray
     n_features_in_: int
-    _judge: Judge | None = None  # of rates, where TwoDomainCV chooses
+    _judge: Callable[[float, np.ndarray], float] | None = None  # of rates; TwoDomainCV's
+    _single: ClassVar[type[LinearHead] | None] = None  # of a cross-validated one
+    scoring: str
+    per_label: bool
     _half: ClassVar[float] = 0.0  # the margin that stands for 1/2 where no calibration says so
 
     def fit(
@@ -110,9 +114,26 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
         self._fit(data)
         return self
 
-    def _may_be_judged(self) -> bool:
-        """Whether one rate of several is chosen by F-beta, which a judge can replace."""
-        return getattr(self, "scoring", "") == "fbeta" and not getattr(self, "per_label", True)
+    def _at(self, dropout: float) -> LinearHead | None:
+        """The head without cross-validation at one rate, if a judge can choose among several.
+
+        It can where they are compared by F-beta.
+        """
+        if self._single is None or self.scoring != "fbeta" or self.per_label:
+            return None
+        head = self._single()
+        own = self.get_params(deep=False)
+        head.set_params(**{k: v for k, v in own.items() if k in head.get_params(deep=False)})
+        return head.set_params(dropout=dropout)
+
+    def _judged(
+        self, probability: Callable[[OutOfFold], np.ndarray]
+    ) -> Callable[[float, OutOfFold], float] | None:
+        """The judge, if there is one, of held-out scores as `oof_predict_proba_` has them."""
+        judge = self._judge
+        if judge is None:
+            return None
+        return lambda dropout, oof: judge(dropout, probability(oof))
 
     @abstractmethod
     def _fit(self, data: TrainingSet) -> None:

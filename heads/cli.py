@@ -20,6 +20,7 @@ from heads import adapting, commands, verbs_of_many
 from heads.adapting import AdaptConfig
 from heads.chain import described
 from heads.commands import BlendConfig, FitConfig
+from heads.describing import settings
 from heads.exporting import ExportConfig, export
 from heads.report import ReportConfig, report
 from heads.results import honest_text
@@ -51,19 +52,21 @@ def _fit(arguments: argparse.Namespace) -> None:
     head = commands.fit(from_arguments(FitConfig, arguments, cache=arguments.cache))
     facts, table = head.provenance, head.estimator.cv_results_
     chosen = f"{head.estimator.dropout_:.4g}"
-    domains = ", of both domains" if "pareto" in facts else ""
+    domains = ", of both domains together (what decides follows)" if "pareto" in facts else ""
     print(f"{'dropout':>9}  out-of-fold {head.estimator.scoring}{domains}")
     for rate, value in zip(table["dropout"], table["score"], strict=True):
         mark = "  <- chosen" if f"{rate:.4g}" == chosen else ""
         print(f"{rate:9.4g}  {value:.4f}{mark}")
     if "pareto" in facts:
-        rows = facts["pareto"]
-        print("source weight, F-beta on target and on source (each at its own best cut):")
-        for w, t, s in zip(
-            rows["source_weight"], rows["target_score"], rows["source_score"], strict=True
-        ):
-            mark = "  <- chosen" if w == facts["source_weight"] else ""
-            print(f"{w:9.4g}  {t:.4f}  {s:.4f}{mark}")
+        rows = [row for row in settings(facts) if row.efficient or row.chosen]
+        pairs = len(facts["pareto"]["source_weight"])
+        print(
+            f"{'weight':>9}  {'dropout':>9}  F-beta on target and source, each at its best cut; "
+            f"of {pairs} pairs those that no other beats"
+        )
+        for row in rows:
+            mark = "  <- chosen" if row.chosen else ""
+            print(f"{row.source_weight:9.4g}  {row.dropout:9.4g}  {row}{mark}")
     for warning in facts["warnings"]:
         print(f"note: {warning}")
     print(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -116,16 +116,38 @@ def _rates(entry: Entry, file: h5py.File) -> str:
     return textwrap.fill(f"{entry.rate:.3g}, of {compared}", 88)
 
 
+class Setting(NamedTuple):
+    """A row of ``TwoDomainCV.pareto_``."""
+
+    source_weight: float
+    dropout: float
+    target_score: float
+    source_score: float
+    efficient: bool
+    chosen: bool
+
+    def __str__(self) -> str:
+        return f"{self.target_score:.4f}  {self.source_score:.4f}"
+
+
+def settings(facts: Mapping[str, Any]) -> list[Setting]:
+    """What was compared for a head of both domains; of old files a row a weight."""
+    rows = dict(facts["pareto"])
+    rows.setdefault("chosen", [w == facts["source_weight"] for w in rows["source_weight"]])
+    return [Setting(*row) for row in zip(*(rows[key] for key in Setting._fields), strict=True)]
+
+
 def _pareto(facts: dict[str, Any]) -> str:
-    rows = facts["pareto"]
-    columns = ("source_weight", "dropout", "target_score", "source_score", "efficient")
-    tried = list(zip(*(rows[key] for key in columns), strict=True))
+    tried = settings(facts)
+    front = [row for row in tried if row.efficient or row.chosen]
     compared = ", ".join(
-        f"{w:g} at {p:.3g} ({t:.4f}, {s:.4f})" for w, p, t, s, best in tried if best
+        f"{row.source_weight:g} at {row.dropout:.3g} ({row.target_score:.4f}, "
+        f"{row.source_score:.4f}{', chosen' * row.chosen})"
+        for row in front
     )
     return textwrap.fill(
-        f"{facts['source_weight']:g}, of {len(tried)} weights and dropout rates; F on target and "
-        f"on source of those that no other beats: {compared}",
+        f"{facts['source_weight']:g}, of {len(tried)} pairs of weight and dropout; F on target "
+        f"and on source of those that no other beats: {compared}",
         88,
     )
 

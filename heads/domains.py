@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from heads.markup import Markup
 from heads.pareto import efficient
 from heads.results import ShowsResults, pareto_table
 
+_TIE = 1e-9  # of the source's score: what counts where targets' are equal
+
 
 class TwoDomainCV(ShowsResults):
     """A cross-validated head fitted on target rows and down-weighted source rows.
@@ -30,11 +33,12 @@ class TwoDomainCV(ShowsResults):
     global threshold, at every weight and every dropout rate. The pick is the best target
     score among those whose source score is at most ``max_source_loss`` below the unadapted
     head's; where none is, the one with the best source score, with a warning. With
-    ``max_source_loss=None`` the target alone decides.
+    ``max_source_loss=None``, or without W0, the target alone decides. Ties go to the better
+    source score, then to the stronger rate.
 
     One rate a weight is compared, that which the estimator itself prefers, where its
-    `scoring` is not "fbeta", where each label has a rate of its own, and at weight 0
-    (without shared groups), where the target alone chooses.
+    `scoring` is not "fbeta" or each label has a rate of its own. What the estimator's
+    `cv_results_` say of all rows together decides only there.
 
     Parameters
     ----------
@@ -109,7 +113,8 @@ class TwoDomainCV(ShowsResults):
         if not weights or not all(0 <= w < np.inf for w in weights):
             raise ValueError(f"source_weights is {weights}; expected numbers >= 0, at least one")
         start = {"coef_init": coef_init, "intercept_init": intercept_init}
-        least = self._least_source_score(home, start)
+        # Not before a head has looked at what it is computed from.
+        least = cache(partial(self._least_source_score, home, start))
         both = _joined(target, home, shared_groups)
         fits = []
         for w in weights:
@@ -119,11 +124,10 @@ class TwoDomainCV(ShowsResults):
                 if w > 0 or shared_groups:  # source scores too know no label of their groups
                     fit = _fit_both(head, both | start, w, judge)
                 else:
-                    head.fit(**target.fit, **start)
-                    fit = _Fit(head, head.oof_predict_proba_, head.predict_proba(home.X))
-            judge.seen[fit.rate] = judge.scores(fit.target, fit.source)
+                    fit = _fit_target(head, start, judge)
+            judge.note(fit.rate, fit.target, fit.source)
             fits.append(replace(fit, tried=judge.seen, said=[w.message for w in caught]))
-        best = fits[self._pick(weights, fits, least)]
+        best = fits[self._pick(weights, fits, least())]
         self.estimator_ = best.head
         self.oof_predict_proba_, self.source_oof_predict_proba_ = best.target, best.source
         for message in best.said:  # of the others none matters
@@ -149,14 +153,15 @@ class TwoDomainCV(ShowsResults):
             ]
         )
         weight, dropout, target, source, number, fitted = rows.T
-        if self.max_source_loss is not None and not (source >= least).any():
+        best = int(np.argmax(np.where(fitted, _value(target, source, least), -np.inf)))
+        if self.max_source_loss is not None and source[best] < least:
             warnings.warn(
-                f"no source weight keeps the source's F-beta within {self.max_source_loss} of the "
-                f"unadapted head's, {least + self.max_source_loss:.3f}: the nearest is taken; try "
-                "other weights, or a larger max_source_loss: the target decides within it",
+                f"no source weight and dropout that were compared keep the source's F-beta within "
+                f"{self.max_source_loss} of the unadapted head's, "
+                f"{least + self.max_source_loss:.3f}: the nearest is taken; try other weights or "
+                "rates, or a larger max_source_loss: the target decides within it",
                 stacklevel=3,
             )
-        best = int(np.argmax(np.where(fitted, _value(target, source, least), -np.inf)))
         self.pareto_ = {
             "source_weight": weight,
             "dropout": dropout,
@@ -207,7 +212,7 @@ class _Rows:
     @property
     def fit(self) -> dict[str, Any]:
         """Arguments of a head's `fit`."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name.name: getattr(self, name.name) for name in fields(self)}
 
     def check_like(self, source: _Rows) -> None:
         """Refuse a source that this target cannot be joined with."""
@@ -220,35 +225,39 @@ class _Rows:
                 "must agree in rows, each in itself, and in views, features and labels"
             )
 
+    @cached_property
+    def truth(self) -> tuple[Any, Any]:
+        """Labels, soft ones from 1/2 on, and which of them are unknown."""
+        labels, unknown = check_truth(self.Y, self.mask, self.Y.shape, soft=True)
+        return labels >= 0.5, unknown
+
     def score(self, P: np.ndarray, beta: float) -> float:
-        """Mean F-beta per image at the best cut; soft targets count as true from 1/2 on."""
-        truth, unknown = check_truth(self.Y, self.mask, P.shape, soft=True)
-        return best_global_threshold(P, truth >= 0.5, beta, unknown, missed=self.missed)[1]
+        """Mean F-beta per image at the best cut."""
+        if P.shape != self.Y.shape:
+            check_truth(self.Y, self.mask, P.shape, soft=True)
+        truth, unknown = self.truth
+        return best_global_threshold(P, truth, beta, unknown, missed=self.missed)[1]
 
 
 @dataclass(frozen=True)
 class _Judge:
-    """Scores of both domains, by rate; called, what a search for the rate maximises."""
+    """Scores of both domains by rate; `least` is what the source's should be."""
 
     target: _Rows
     source: _Rows
     beta: float
-    least: float
+    least: Callable[[], float]
     seen: dict[float, tuple[float, float]] = field(default_factory=dict)
 
-    def __call__(self, dropout: float, P: np.ndarray) -> float:
-        n = len(self.target)
-        self.seen[dropout] = self.scores(P[:n], P[n:])
-        return float(_value(*self.seen[dropout], self.least))
-
-    def scores(self, P: np.ndarray, P_source: np.ndarray) -> tuple[float, float]:
-        """F-beta of target and source."""
-        return self.target.score(P, self.beta), self.source.score(P_source, self.beta)
+    def note(self, dropout: float, P: np.ndarray, P_source: np.ndarray) -> float:
+        """Score a rate; what a search for the rate maximises."""
+        self.seen[dropout] = self.target.score(P, self.beta), self.source.score(P_source, self.beta)
+        return float(_value(*self.seen[dropout], self.least()))
 
 
 def _value(target: Any, source: Any, least: float) -> Any:
     """What is maximised: the target's score, or the source's below all that keep `least`."""
-    return np.where(source >= least, target, source - 1)
+    return np.where(source >= least, target + _TIE * source, source - 2)
 
 
 @dataclass(frozen=True)
@@ -267,12 +276,38 @@ class _Fit:
 
 
 def _fit_both(head: Any, both: dict[str, Any], w: float, judge: _Judge) -> _Fit:
+    """On all rows, of which all are held out once."""
     n, m = len(judge.target), len(judge.source)
-    if isinstance(head, LinearHead) and head._may_be_judged():
-        head._judge = judge
-    head.fit(**both, sample_weight=np.r_[np.ones(n), np.full(m, w * n / m)])
-    head._judge = None  # it holds all rows
+    weight = np.r_[np.ones(n), np.full(m, w * n / m)]
+    _fit_judged(
+        head, lambda rate, P: judge.note(rate, P[:n], P[n:]), both | {"sample_weight": weight}
+    )
     return _Fit(head, head.oof_predict_proba_[:n], head.oof_predict_proba_[n:])
+
+
+def _fit_target(head: Any, start: dict[str, Any], judge: _Judge) -> _Fit:
+    """On target rows alone: at each rate a fit on all of them tells the source's scores."""
+
+    def note(rate: float, P: np.ndarray) -> float:
+        single = head._at(rate).fit(**judge.target.fit, **start)
+        by_noise = getattr(head, "probability", "platt") == "noise"  # else of a rising map
+        scores = single.predict_proba if by_noise else single.decision_function
+        return judge.note(rate, P, scores(judge.source.X))
+
+    _fit_judged(head, note, judge.target.fit | start)
+    return _Fit(head, head.oof_predict_proba_, head.predict_proba(judge.source.X))
+
+
+def _fit_judged(
+    head: Any, note: Callable[[float, np.ndarray], float], arguments: dict[str, Any]
+) -> None:
+    """Fit, with the rate that is best by both domains if the head can compare rates so."""
+    judged = isinstance(head, LinearHead) and head._at(0.5) is not None
+    if judged:
+        head._judge = note
+    head.fit(**arguments)
+    if judged:
+        del head._judge  # it holds all rows
 
 
 def _joined(target: _Rows, source: _Rows, shared_groups: bool) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from heads.folds import Fold, check_folds
 from heads.logistic_fit import Paths, fit_logistic, warn_unconverged
 from heads.logistic_rows import Objective
 from heads.parallel import worker_threads
-from heads.selection import Search, select_dropout
+from heads.selection import OutOfFold, Search, select_dropout
 from heads.training import TrainingSet, fold_targets
 
 PROBABILITIES = ("noise", "platt")
@@ -163,7 +163,7 @@ class DropoutLogisticCV(LinearHead):
     best_score_ : float
         In the sign of `scoring`: larger is better for "fbeta", "average_precision".
     cv_results_ : dict of arrays, a row a rate in ascending order
-        "dropout", "rho", "score" (what decides: of all rows together, but for
+        "dropout", "rho", "score" (what decides, but in TwoDomainCV: of all rows together, but for
         average precision),
         "fold_scores" (rates, folds), "mean_score", "std_score"; "threshold" for
         "fbeta", else "label_scores" (rates, K).
@@ -191,6 +191,8 @@ class DropoutLogisticCV(LinearHead):
     >>> head.oof_predict_proba_.shape
     (200, 3)
     """
+
+    _single = DropoutLogistic
 
     def __init__(
         self,
@@ -239,22 +241,29 @@ class DropoutLogisticCV(LinearHead):
         folds = check_folds(
             self.cv, every, fold_targets(data, self._binary), data.groups, self.random_state
         )
+
+        def scaling(margin: np.ndarray) -> PlattScaling:
+            return fit_platt(margin, data.Y, data.known, data.weight, rising=True)
+
+        def probability(oof: OutOfFold) -> np.ndarray:
+            if self.probability == "platt" or oof.probability is None:
+                return scaling(oof.margin).transform(oof.margin)
+            return oof.probability
+
         with worker_threads() as run:
             paths = Paths(data, folds, objective, run)
             paths.follow(search.dropouts[::-1])
-            chosen = select_dropout(paths.take, data, folds, search, judge=self._judge)
+            chosen = select_dropout(
+                paths.take, data, folds, search, judge=self._judged(probability)
+            )
         self.dropout_ = chosen.dropout if self.per_label else float(chosen.dropout)
         self.best_score_, self.cv_results_ = chosen.score, chosen.results
         self.oof_decision_function_ = chosen.out_of_fold.margin
-        self.oof_predict_proba_ = chosen.out_of_fold.probability
+        self.oof_predict_proba_ = probability(chosen.out_of_fold)
         if hasattr(self, "calibration_"):  # of a fit with other parameters
             del self.calibration_
         if self.probability == "platt":
-            margin = self.oof_decision_function_
-            self.calibration_: PlattScaling = fit_platt(
-                margin, data.Y, data.known, data.weight, rising=True
-            )
-            self.oof_predict_proba_ = self.calibration_.transform(margin)
+            self.calibration_: PlattScaling = scaling(self.oof_decision_function_)
         warn_unconverged(paths.failed, objective, stacklevel=4, where=" at some rate of a fold")
         self.coef_, self.intercept_, self.n_iter_ = fit_logistic(
             data,

@@ -113,7 +113,7 @@ class DropoutRidgeCV(LinearHead):
     best_score_ : float
         In the sign of `scoring`: larger is better for "fbeta", "average_precision".
     cv_results_ : dict of arrays, a row a rate in ascending order
-        "dropout", "rho", "score" (what decides: of all rows together, but for
+        "dropout", "rho", "score" (what decides, but in TwoDomainCV: of all rows together, but for
         average precision),
         "fold_scores" (rates, folds), "mean_score", "std_score"; "threshold" for
         "fbeta", else "label_scores" (rates, K).
@@ -144,6 +144,7 @@ class DropoutRidgeCV(LinearHead):
     """
 
     _half = 0.5
+    _single = DropoutRidge
 
     def __init__(
         self,
@@ -179,7 +180,8 @@ class DropoutRidgeCV(LinearHead):
             quick = None
             if self.scoring == "mse" and isinstance(evaluate, FoldScores) and evaluate.has_moments:
                 quick = evaluate.squared_errors
-            chosen = select_dropout(evaluate, data, folds, search, calibrate, quick, self._judge)
+            judge = self._judged(lambda oof: calibrate(oof.margin))
+            chosen = select_dropout(evaluate, data, folds, search, calibrate, quick, judge)
             self.coef_, self.intercept_ = whole().coefficients(rho_from_dropout(chosen.dropout))
         self.dropout_ = chosen.dropout if self.per_label else float(chosen.dropout)
         self.best_score_, self.cv_results_ = chosen.score, chosen.results

@@ -21,7 +21,6 @@ SCORINGS = ("fbeta", "average_precision", "log_loss", "mse")
 _MAXIMISED = ("fbeta", "average_precision")
 _EXTENSIONS = 4  # rates that an end of the grid may grow by
 _LEAST_RATIO = 2.0  # of rho, from a rate to the next beyond the grid
-Judge = Callable[[float, np.ndarray], float]
 
 
 @dataclass(frozen=True)
@@ -78,11 +77,6 @@ class OutOfFold:
     margin: np.ndarray
     probability: np.ndarray | None
     start: Start | None = None
-
-    @property
-    def best_known(self) -> np.ndarray:
-        """Probabilities or, until there are any, margins."""
-        return self.margin if self.probability is None else self.probability
 
 
 @dataclass(frozen=True)
@@ -157,7 +151,7 @@ class _Scorer:
     def score(self, oof: OutOfFold) -> _Score:
         if self.truth is None:
             return self._loss(oof)
-        P = oof.best_known
+        P = oof.margin if oof.probability is None else oof.probability
         return self._fbeta(P) if self.search.scoring == "fbeta" else self._precision(P)
 
     def _precision(self, P: np.ndarray) -> _Score:
@@ -286,7 +280,7 @@ def select_dropout(
     search: Search,
     calibrate: Callable[[np.ndarray], np.ndarray] | None = None,
     squared_errors: Callable[[float], np.ndarray] | None = None,
-    judge: Judge | None = None,
+    judge: Callable[[float, OutOfFold], float] | None = None,
 ) -> Selected:
     """Score every rate out of fold, from the strongest down, and pick the best.
 
@@ -319,7 +313,7 @@ def select_dropout(
             scores[dropout] = scorer.from_sums(squared_errors(dropout))
         score = scores[dropout]
         if judge is not None and oof is not None:
-            score = replace(score, pooled=judge(dropout, oof.best_known))
+            score = replace(score, pooled=judge(dropout, oof))
         costs[dropout] = best.sign * score.pooled
         best.offer(dropout, score, oof)
 

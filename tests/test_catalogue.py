@@ -130,8 +130,9 @@ def test_info_tells_scores_and_the_command(name: str, data: Path) -> None:
     assert max(map(len, (line for line in lines if "heads " not in line))) < 140
     if name == "both":
         told = " ".join(text.split())
-        assert re.search(r"source weight 0\.\d+, of \d+ weights and dropout rates; F on", told)
-        assert re.search(r"beats: 0\.\d+ at 0\.\d+ \(0\.\d{4}, 0\.\d{4}\)", told)
+        assert re.search(r"source weight 0\.\d+, of \d+ pairs of weight and dropout; F on", told)
+        assert re.search(r"beats: 0\.\d+ at 0\.\d+ \(0\.\d{4}, 0\.\d{4}", told)
+        assert told.count(", chosen)") == 1
     if name == "mix":
         stored = synthetic.load_blend(path)
         for model, weight in zip(stored.model_names, stored.blend.weights_, strict=True):

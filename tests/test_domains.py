@@ -20,7 +20,7 @@ from heads.decisions import best_global_threshold
 from tests import synthetic
 
 # Small problems, of which few keep the source's score; what is warned of has a test of its own.
-pytestmark = pytest.mark.filterwarnings("ignore:no source weight keeps:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:no source weight and dropout:UserWarning")
 
 HEADS = (
     DropoutRidgeCV(dropouts=(0.2,), cv=3),
@@ -208,19 +208,21 @@ def test_the_pick_keeps_the_source_within_the_allowed_loss(
     assert bool(good) == (allowed != -1)
 
 
+@pytest.mark.filterwarnings("ignore:the best dropout:UserWarning")  # of a few images
 @pytest.mark.parametrize("allowed", [0.0, 0.05, None])
 @pytest.mark.parametrize(
     "head",
     [
         DropoutRidgeCV(dropouts=(0.05, 0.2, 0.6), cv=3),
         DropoutLogisticCV(dropouts=(0.05, 0.2, 0.6), cv=3, tol=1e-8),
+        DropoutLogisticCV(dropouts=(0.05, 0.2, 0.6), cv=3, tol=1e-8, probability="platt"),
     ],
 )
 def test_every_rate_of_every_weight_is_compared_on_both(
     head: Any, allowed: float | None, domains: Domains
 ) -> None:
     start = {"coef_init": domains.W0, "intercept_init": domains.b0}
-    weights = (0.1, 1.0)
+    weights = (0.0, 0.1, 1.0)
     fitted = domains.fit(
         TwoDomainCV(head, source_weights=weights, max_source_loss=allowed), **start
     )
@@ -248,6 +250,57 @@ def test_every_rate_of_every_weight_is_compared_on_both(
         fitted.estimator_.coef_, pick.estimator_.coef_, atol=1e-4 * np.abs(domains.W0).max()
     )
     assert pickle.loads(pickle.dumps(fitted)).source_weight_ == fitted.source_weight_
+
+
+@pytest.mark.parametrize("labels", ["few", "noise"])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_chosen_is_beaten_by_nothing(labels: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    domains = Domains(n=16, m=20)
+    domains.Y, domains.Y_val = domains.Y[:, :2], domains.Y_val[:, :2]
+    if labels == "noise":
+        domains.Y = rng.random(domains.Y.shape) < 0.5
+    for head in (
+        DropoutRidgeCV(dropouts=(0.1, 0.5, 0.9), cv=2),
+        DropoutLogisticCV(dropouts=(0.1, 0.5, 0.9), cv=2, probability="platt"),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fitted = domains.fit(
+                TwoDomainCV(head, source_weights=(0, 0.1, 1), max_source_loss=None)
+            )
+        table = fitted.pareto_
+        assert table["efficient"][table["chosen"]].all()
+        assert scores(domains, fitted) == (fitted.target_score_, fitted.source_score_)
+
+
+def test_the_warning_is_about_what_was_chosen(domains: Domains) -> None:
+    start = {"coef_init": domains.W0, "intercept_init": domains.b0}
+    home = best_global_threshold(domains.X_val.mean(1) @ domains.W0.T + domains.b0, domains.Y_val)
+    head = DropoutLogisticCV(dropouts=(0.05, 0.2, 0.6, 0.9), cv=3)
+    for loss in np.linspace(-0.05, 0.4, 10):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fitted = domains.fit(
+                TwoDomainCV(head, source_weights=(0, 0.3), max_source_loss=loss), **start
+            )
+        warned = any("no source weight and dropout" in str(w.message) for w in caught)
+        assert warned == (fitted.source_score_ < home[1] - loss)
+        assert warned == (fitted.pareto_["source_score"].max() < home[1] - loss)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"coef_init": np.zeros((3, 2))}, "coef_init has shape"),
+        ({"intercept_init": np.zeros(3)}, "intercept_init has shape"),
+    ],
+)
+def test_a_wrong_start_is_named(wrong: Any, words: str, domains: Domains) -> None:
+    start = {"coef_init": domains.W0, "intercept_init": domains.b0} | wrong
+    for weight in (0, 1):
+        with pytest.raises(ValueError, match=words):
+            domains.fit(TwoDomainCV(HEADS[1], source_weights=(weight,)), **start)
 
 
 def test_a_rate_can_keep_the_source_that_a_weight_alone_would_not() -> None:

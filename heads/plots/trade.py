@@ -112,11 +112,10 @@ class ParetoDisplay(Display):
 
 
 def source_weight_labels(table: Mapping[str, Any]) -> list[str]:
-    """Labels of a ``TwoDomainCV.pareto_``: the weights of the settings that no other beats."""
-    return [
-        f"{weight:g}" if efficient else ""
-        for weight, efficient in zip(table["source_weight"], table["efficient"], strict=True)
-    ]
+    """Labels of a ``TwoDomainCV.pareto_``: the weights of settings that no other beats."""
+    shown = np.asarray(table["efficient"]) | np.asarray(table.get("chosen", False))
+    told = zip(table["source_weight"], shown, strict=True)
+    return [f"{weight:g}" if is_shown else "" for weight, is_shown in told]
 
 
 class GapDisplay(Display):
