@@ -45,7 +45,7 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
     coef_init_: np.ndarray | None
     classes_: np.ndarray
     n_features_in_: int
-    _judge: Callable[[float, np.ndarray], float] | None = None  # of rates; TwoDomainCV's
+    _judge: Callable[[float, np.ndarray], float | None] | None = None  # of rates; TwoDomainCV's
     _single: ClassVar[type[LinearHead] | None] = None  # of a cross-validated one
     scoring: str
     per_label: bool
@@ -128,7 +128,7 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
 
     def _judged(
         self, probability: Callable[[OutOfFold], np.ndarray]
-    ) -> Callable[[float, OutOfFold], float] | None:
+    ) -> Callable[[float, OutOfFold], float | None] | None:
         """The judge, if there is one, of held-out scores as `oof_predict_proba_` has them."""
         judge = self._judge
         if judge is None:

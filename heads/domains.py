@@ -32,8 +32,9 @@ class TwoDomainCV(ShowsResults):
     rows of *each* domain are scored by mean F-beta per image at that domain's best
     global threshold, at every weight and every dropout rate. The pick is the best target
     score among those whose source score is at most ``max_source_loss`` below the unadapted
-    head's; where none is, the one with the best source score, with a warning. With
-    ``max_source_loss=None``, or without W0, the target alone decides. Ties go to the better
+    head's. At a weight where no rate is among them the rate is that which all rows together
+    prefer; where no weight is, the one with the best source score is taken, with a warning.
+    With ``max_source_loss=None``, or without W0, the target alone decides. Ties go to the better
     source score, then to the stronger rate.
 
     One rate a weight is compared, that which the estimator itself prefers, where its
@@ -249,15 +250,16 @@ class _Judge:
     least: Callable[[], float]
     seen: dict[float, tuple[float, float]] = field(default_factory=dict)
 
-    def note(self, dropout: float, P: np.ndarray, P_source: np.ndarray) -> float:
-        """Score a rate; what a search for the rate maximises."""
-        self.seen[dropout] = self.target.score(P, self.beta), self.source.score(P_source, self.beta)
-        return float(_value(*self.seen[dropout], self.least()))
+    def note(self, dropout: float, P: np.ndarray, P_source: np.ndarray) -> float | None:
+        """Score a rate; what a search maximises, or None where the source loses too much."""
+        target, source = self.target.score(P, self.beta), self.source.score(P_source, self.beta)
+        self.seen[dropout] = target, source
+        return float(_value(target, source, self.least())) if source >= self.least() else None
 
 
 def _value(target: Any, source: Any, least: float) -> Any:
-    """What is maximised: the target's score, or the source's below all that keep `least`."""
-    return np.where(source >= least, target + _TIE * source, source - 2)
+    """What is maximised: above all others, the target's score of those that keep `least`."""
+    return np.where(source >= least, 2 + target + _TIE * source, source)
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,7 @@ def _fit_both(head: Any, both: dict[str, Any], w: float, judge: _Judge) -> _Fit:
 def _fit_target(head: Any, start: dict[str, Any], judge: _Judge) -> _Fit:
     """On target rows alone: at each rate a fit on all of them tells the source's scores."""
 
-    def note(rate: float, P: np.ndarray) -> float:
+    def note(rate: float, P: np.ndarray) -> float | None:
         single = head._at(rate).fit(**judge.target.fit, **start)
         by_noise = getattr(head, "probability", "platt") == "noise"  # else of a rising map
         scores = single.predict_proba if by_noise else single.decision_function
@@ -299,7 +301,7 @@ def _fit_target(head: Any, start: dict[str, Any], judge: _Judge) -> _Fit:
 
 
 def _fit_judged(
-    head: Any, note: Callable[[float, np.ndarray], float], arguments: dict[str, Any]
+    head: Any, note: Callable[[float, np.ndarray], float | None], arguments: dict[str, Any]
 ) -> None:
     """Fit, with the rate that is best by both domains if the head can compare rates so."""
     judged = isinstance(head, LinearHead) and head._at(0.5) is not None

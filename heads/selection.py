@@ -280,7 +280,7 @@ def select_dropout(
     search: Search,
     calibrate: Callable[[np.ndarray], np.ndarray] | None = None,
     squared_errors: Callable[[float], np.ndarray] | None = None,
-    judge: Callable[[float, OutOfFold], float] | None = None,
+    judge: Callable[[float, OutOfFold], float | None] | None = None,
 ) -> Selected:
     """Score every rate out of fold, from the strongest down, and pick the best.
 
@@ -297,7 +297,8 @@ def select_dropout(
         Gives weighted sums (folds, K) of squared errors, for scoring by "mse"
         where that is cheaper than the scores; these are made for the best rate only.
     judge : function of a rate and its held-out scores, optional
-        What is maximised in place of F-beta of all rows; the results tell the latter.
+        A score, above 1, of rates that come before all others; None of others, which the
+        search then scores itself.
     """
     scorer = _Scorer(data, folds, search, calibrate)
     best = _Best(search, data.n_labels)
@@ -312,8 +313,9 @@ def select_dropout(
             oof = None
             scores[dropout] = scorer.from_sums(squared_errors(dropout))
         score = scores[dropout]
-        if judge is not None and oof is not None:
-            score = replace(score, pooled=judge(dropout, oof))
+        judged = judge(dropout, oof) if judge is not None and oof is not None else None
+        if judged is not None:
+            score = replace(score, pooled=judged)
         costs[dropout] = best.sign * score.pooled
         best.offer(dropout, score, oof)
 
