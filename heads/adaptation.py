@@ -38,6 +38,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from heads.alignment import DomainMoments
 from heads.calibration import PlattCalibration, fit_platt
+from heads.chain import never_empty
 from heads.decisions import Decision, ExpectedFBeta
 from heads.domain_heads import AdaptedModel, DomainConfig, DomainHead
 from heads.entry_losses import log_losses
@@ -371,9 +372,7 @@ def _network(coef_init: Any, intercept_init: Any, target: Rows, home: Rows) -> L
 
 
 def _never_empty(rows: Rows, missed: Any) -> bool:
-    """Whether every image has a label, see :func:`heads.chain.least_labels`."""
-    labels = (rows.Y >= 0.5).sum(axis=1) + check_missed(missed, len(rows.Y))
-    return bool(labels.min() > 0)
+    return never_empty((rows.Y >= 0.5).sum(axis=1) + check_missed(missed, len(rows.Y)))
 
 
 def _hard(rows: Rows) -> np.ndarray:

@@ -165,8 +165,12 @@ def least_labels(asked: int | None, name: str, truth: csr_matrix, missed: np.nda
     """
     if asked is not None:
         return asked
-    labels = np.diff(truth.indptr) + missed
-    return int(name == "expected" and len(labels) > 0 and labels.min() > 0)
+    return int(name == "expected" and never_empty(np.diff(truth.indptr) + missed))
+
+
+def never_empty(labels: np.ndarray) -> bool:
+    """Whether each of some images has a label, from how many it has."""
+    return len(labels) > 0 and bool(labels.min() > 0)
 
 
 def refuse_many(min_labels: int | None, n_labels: int, file: object) -> None:
