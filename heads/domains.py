@@ -35,7 +35,7 @@ class TwoDomainCV(ShowsResults):
     head's. At a weight where no rate is among them the rate is that which all rows together
     prefer; where no weight is, the one with the best source score is taken, with a warning.
     With ``max_source_loss=None``, or without W0, the target alone decides. Ties go to the better
-    source score, then to the stronger rate.
+    source score, then to the stronger rate, of two weights to the one given first.
 
     One rate a weight is compared, that which the estimator itself prefers, where its
     `scoring` is not "fbeta" or each label has a rate of its own. What the estimator's
@@ -292,9 +292,11 @@ def _fit_target(head: Any, start: dict[str, Any], judge: _Judge) -> _Fit:
 
     def note(rate: float, P: np.ndarray) -> float | None:
         single = head._at(rate).fit(**judge.target.fit, **start)
-        by_noise = getattr(head, "probability", "platt") == "noise"  # else of a rising map
-        scores = single.predict_proba if by_noise else single.decision_function
-        return judge.note(rate, P, scores(judge.source.X))
+        if getattr(head, "probability", "platt") == "noise":
+            return judge.note(rate, P, single.predict_proba(judge.source.X))
+        scores = single.decision_function(judge.source.X)
+        # In the order of Platt's probabilities, unless his map is flat.
+        return judge.note(rate, P, scores if np.ptp(P) > 0 else np.full_like(scores, P.flat[0]))
 
     _fit_judged(head, note, judge.target.fit | start)
     return _Fit(head, head.oof_predict_proba_, head.predict_proba(judge.source.X))

@@ -252,6 +252,34 @@ def test_every_rate_of_every_weight_is_compared_on_both(
     assert pickle.loads(pickle.dumps(fitted)).source_weight_ == fitted.source_weight_
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_flat_map_is_judged_as_it_will_predict(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    domains = Domains(n=40, m=20)
+    domains.Y, domains.Y_val = rng.random((40, 1)) < 0.5, domains.Y_val[:, :1]
+    start = {"coef_init": domains.W0[:1], "intercept_init": domains.b0[:1]}
+    margin = domains.X_val.mean(1) @ domains.W0[:1].T + domains.b0[:1]
+    least = best_global_threshold(margin, domains.Y_val)[1] - 0.02
+    rates = (0.1, 0.5, 0.9)
+    for head in (
+        DropoutRidgeCV(dropouts=rates, cv=2),
+        DropoutLogisticCV(dropouts=rates, cv=2, probability="platt"),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fitted = domains.fit(
+                TwoDomainCV(head, source_weights=(0,), max_source_loss=0.02), **start
+            )
+        warned = any("no source weight and dropout" in str(w.message) for w in caught)
+        table = fitted.pareto_
+        good = table["source_score"] >= least
+        assert warned == (not good.any())
+        assert table["target_score"][table["chosen"]] == pytest.approx(
+            table["target_score"][good].max() if good.any() else fitted.target_score_
+        )
+        assert scores(domains, fitted) == (fitted.target_score_, fitted.source_score_)
+
+
 @pytest.mark.parametrize("labels", ["few", "noise"])
 @pytest.mark.parametrize("seed", range(4))
 def test_what_is_chosen_is_beaten_by_nothing(labels: str, seed: int) -> None:
