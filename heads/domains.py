@@ -213,7 +213,7 @@ class _Rows:
     @property
     def fit(self) -> dict[str, Any]:
         """Arguments of a head's `fit`."""
-        return {name.name: getattr(self, name.name) for name in fields(self)}
+        return {part.name: getattr(self, part.name) for part in fields(self)}
 
     def check_like(self, source: _Rows) -> None:
         """Refuse a source that this target cannot be joined with."""

@@ -113,7 +113,7 @@ class ParetoDisplay(Display):
 
 def source_weight_labels(table: Mapping[str, Any]) -> list[str]:
     """Labels of a ``TwoDomainCV.pareto_``: the weights of settings that no other beats."""
-    shown = np.asarray(table["efficient"]) | np.asarray(table.get("chosen", False))
+    shown = np.asarray(table["efficient"]) | np.asarray(table["chosen"])
     told = zip(table["source_weight"], shown, strict=True)
     return [f"{weight:g}" if is_shown else "" for weight, is_shown in told]
 

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from heads.blending import Blend
+from heads.describing import Setting, settings
 from heads.labeltable import LabelTable
 from heads.markup import Markup, element
 from heads.plots import (
@@ -269,11 +270,10 @@ def _pareto(found: Contents) -> list[Picture]:
             continue
 
         def draw(ax: Any, facts: dict[str, Any] = facts) -> None:
-            table = facts["pareto"]
-            one_a_weight = np.equal(table["source_weight"], facts["source_weight"])  # of old
+            table = dict(zip(Setting._fields, zip(*settings(facts), strict=True), strict=True))
             ParetoDisplay.from_table(
                 table,
-                chosen=int(np.argmax(table.get("chosen", one_a_weight))),
+                chosen=table["chosen"].index(True),
                 labels=source_weight_labels(table),
                 measure=f"mean F{facts['beta']:g}",
                 ax=ax,
