@@ -18,7 +18,8 @@ from heads.dropout import (
     rho_from_dropout,
 )
 from heads.folds import Fold, check_folds
-from heads.logistic_fit import Paths, fit_logistic, warn_unconverged
+from heads.logistic_fit import fit_logistic, warn_unconverged
+from heads.logistic_folds import Paths
 from heads.logistic_rows import Objective
 from heads.parallel import worker_threads
 from heads.selection import OutOfFold, Search, select_dropout

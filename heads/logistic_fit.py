@@ -1,33 +1,31 @@
-"""How are all labels of a logistic head fitted, alone and fold by fold?
+"""How are all labels of a logistic head fitted along a path of rates?
 
 Labels known on the same images share rows and coordinates; some hundred of them
-at a time move together (:class:`Chunk`) along the whole path of rates. Chunks run
-side by side, those of one fold after those of another, so that few folds are held at once.
+at a time move together (:class:`Chunk`) along the whole path. Chunks run side by side.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from heads.dropout import margin_variance, noise_averaged_probability, rho_from_dropout
+from heads.dropout import margin_variance, rho_from_dropout
 from heads.features import PrincipalAxes
-from heads.folds import Fold
 from heads.gaussian import GaussianBatch
 from heads.logistic_path import Path, Point
 from heads.logistic_rows import Objective, Rows, Space
 from heads.losses import LogisticBatch, base_rate_loss
 from heads.newton import minimise
-from heads.parallel import Map, worker_threads
+from heads.parallel import worker_threads
 from heads.rare import label_counts, logistic_rare_bias, trainable
-from heads.selection import OutOfFold, Start
+from heads.selection import Start
 from heads.training import TrainingSet, label_patterns
 
-_LABELS = 256  # of one product
+_LABELS = 256  # of one product, at most
+_ENTRIES = 1 << 22  # margins of a chunk, of which about ten copies are held
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,8 @@ class LogisticFit:
         self.chunks = []
         for labels, known in label_patterns(data.known, images, np.flatnonzero(trained)):
             rows = Rows(data, known, objective, axes, test)
-            number = -(-len(labels) // _LABELS)
+            most = min(_LABELS, max(1, _ENTRIES // (len(known) * data.n_views)))
+            number = -(-len(labels) // most)
             # Labels that take long and labels that do not are side by side.
             self.chunks += [Chunk(rows, labels[first::number]) for first in range(number)]
 
@@ -215,91 +214,3 @@ def warn_unconverged(
         ConvergenceWarning,
         stacklevel=stacklevel,
     )
-
-
-@dataclass(frozen=True)
-class _HeldOut:
-    """Margins and variances of some labels in one fold at one rate."""
-
-    fold: int
-    labels: np.ndarray
-    margin: np.ndarray
-    variance: np.ndarray
-
-
-class Paths:
-    """Held-out scores of all folds along the path of rates.
-
-    Rows in a fold's coordinates take about as much memory as X. So all rates of a
-    fold are gone through before the next fold, and what they say is kept by rate.
-
-    Parameters
-    ----------
-    data : TrainingSet
-    folds : list of (train, test)
-    objective : Objective
-    run : Map
-        In whose threads chunks are fitted.
-    """
-
-    def __init__(
-        self, data: TrainingSet, folds: list[Fold], objective: Objective, run: Map
-    ) -> None:
-        self.data, self.folds, self.objective, self.run = data, folds, objective, run
-        self.axes = PrincipalAxes(data)
-        self.fits: list[LogisticFit] = []
-        self.held: dict[float, list[_HeldOut]] = {}
-        self.starts: dict[float, Start] = {}
-        self.weakest: tuple[float, Start] | None = None
-        self.failed: list[np.ndarray] = []
-
-    def follow(self, dropouts: np.ndarray) -> None:
-        """Go through falling rates, from the weakest so far if they are weaker still."""
-        rho = rho_from_dropout(dropouts)
-        start = None
-        if self.weakest is not None and rho[0] < self.weakest[0]:
-            start = self.weakest[1]
-        for rate in dropouts.tolist():
-            self.held[rate], self.starts[rate] = [], Start.zero(self.data)
-        self.fits = []
-        described: list[tuple[int, np.ndarray]] = []
-
-        def chunks() -> Iterator[Chunk]:
-            for fold, (train, test) in enumerate(self.folds):
-                fit = LogisticFit(self.data, train, self.objective, self.axes, test)
-                self.fits.append(fit)
-                described.extend((fold, chunk.labels) for chunk in fit.chunks)
-                yield from fit.chunks
-
-        def fit(chunk: Chunk) -> list[Fitted]:
-            return chunk.fit(np.repeat(rho[:, None], len(chunk.labels), axis=1), start)
-
-        for number, path in enumerate(self.run(fit, chunks())):
-            fold, labels = described[number]
-            for rate, fitted in zip(dropouts.tolist(), path, strict=True):
-                assert fitted.margin is not None
-                assert fitted.variance is not None
-                self.held[rate].append(_HeldOut(fold, labels, fitted.margin, fitted.variance))
-                self.starts[rate].add(labels, fitted.D, fitted.b)
-                self.failed.append(labels[~fitted.converged])
-        if self.weakest is None or rho[-1] < self.weakest[0]:
-            self.weakest = float(rho[-1]), self.starts[float(dropouts[-1])].mean()
-
-    def take(self, dropout: float) -> OutOfFold:
-        """What is kept of a rate, which is forgotten; it is gone through if it was not."""
-        if dropout not in self.held:
-            self.follow(np.array([dropout]))
-        data = self.data
-        margin = np.zeros((data.n_images, data.n_labels), data.dtype)
-        variance = np.zeros_like(margin)
-        for part in self.held.pop(dropout):
-            at = np.ix_(self.folds[part.fold][1], part.labels)
-            margin[at], variance[at] = part.margin, part.variance
-        for fit, (_, test) in zip(self.fits, self.folds, strict=True):
-            margin[np.ix_(test, fit.rare)] = fit.rare_bias
-            base = data.base_means(test)
-            if base is not None and data.intercept_init is not None:
-                margin[test] += base
-                margin[np.ix_(test, fit.rare)] -= data.intercept_init[fit.rare]
-        probability = noise_averaged_probability(margin, variance)
-        return OutOfFold(margin, probability, self.starts.pop(dropout).mean())

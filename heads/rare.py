@@ -22,7 +22,14 @@ def trainable(data: TrainingSet, images: np.ndarray, min_positives: int) -> np.n
 
     An image of weight zero does not count; a soft target counts as a positive
     where it is above 0 and as a negative where it is below 1.
+
+    Raises
+    ------
+    ValueError
+        If `min_positives` is negative.
     """
+    if min_positives < 0:
+        raise ValueError(f"min_positives is {min_positives}; expected a whole number >= 0")
     images = images[data.weight[images] > 0]
     positives, negatives = np.zeros((2, data.n_labels), int)
     for run in data.chunks(images):  # a fold's targets at once may be as much as all of X

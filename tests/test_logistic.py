@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_matrix
 from scipy.special import expit, logit
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
@@ -18,6 +20,7 @@ from sklearn.model_selection import StratifiedKFold
 from heads.cuts import best_global_threshold
 from heads.folds import check_folds
 from heads.logistic import DropoutLogistic, DropoutLogisticCV
+from heads.logistic_folds import Paths
 from heads.losses import residual, tail
 from heads.metrics import log_loss
 from heads.rare import logistic_rare_bias
@@ -330,6 +333,35 @@ def test_many_labels_are_fitted_like_few() -> None:
 
 
 @Noise
+@pytest.mark.parametrize(("views", "per_label"), [(1, False), (2, True)])
+def test_held_out_scores_are_those_of_weights_kept_instead(
+    noise: str, views: int, per_label: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make(120, 6) | {"X": np.random.default_rng(1).normal(size=(120, views, 6))}
+    data["Y"][2:, 3] = 0  # rare in one fold, without a positive in the others
+    head = DropoutLogisticCV(
+        (0.2, 0.5, 0.8), noise=noise, scoring="log_loss", per_label=per_label, cv=3, tol=1e-12
+    )
+    kept = []
+
+    def paths(*arguments: Any, weights: bool) -> Paths:
+        made = Paths(*arguments)
+        kept.append(made.keep_weights)
+        made.keep_weights = weights
+        return made
+
+    fits = []
+    for weights in (True, False):
+        monkeypatch.setattr("heads.logistic.Paths", partial(paths, weights=weights))
+        monkeypatch.setattr("heads.logistic_fit._ENTRIES", 200 if weights else 10**6)
+        fits.append(clone(head).fit(**data))
+    assert kept == [True, True]  # as many images as here are few weights
+    for name in ("oof_decision_function_", "oof_predict_proba_", "coef_", "intercept_"):
+        assert_allclose(getattr(fits[0], name), getattr(fits[1], name), rtol=1e-6, atol=1e-8)
+    assert_array_equal(fits[0].dropout_, fits[1].dropout_)
+
+
+@Noise
 def test_labels_without_positives_take_their_base_rate(noise: str) -> None:
     data = make(40, 6, n_labels=4)
     data["Y"][:, 1] = 0
@@ -591,6 +623,7 @@ def test_labels_that_do_not_converge_are_named() -> None:
         (DropoutLogistic(noise="cauchy"), "noise is 'cauchy'"),
         (DropoutLogistic(tol=0), "tol is 0"),
         (DropoutLogistic(max_iter=0), "max_iter 0"),
+        (DropoutLogistic(min_positives=-1), "min_positives is -1"),
         (DropoutLogisticCV(cv="loo"), "no closed form for one image left out"),
         (DropoutLogisticCV([0.5], per_label=True), "per_label=True needs"),
     ],

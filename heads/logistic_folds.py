@@ -1,0 +1,146 @@
+"""What do logistic heads score out of fold, at every rate of a path?
+
+Rows in a fold's coordinates take about as much memory as X. So all rates of a fold are gone
+through before the next fold, and what they say is kept by rate: coefficients where the images
+are many, from which scores follow by one product, else the scores themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from heads.dropout import margin_variance, noise_averaged_probability, rho_from_dropout
+from heads.features import PrincipalAxes
+from heads.folds import Fold
+from heads.logistic_fit import Chunk, Fitted, LogisticFit
+from heads.logistic_rows import Objective
+from heads.parallel import Map
+from heads.selection import OutOfFold, Start
+from heads.training import TrainingSet
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """Some labels of one fold at one rate: margins and variances, or D and b they follow from."""
+
+    fold: int
+    labels: np.ndarray
+    scores: tuple[np.ndarray, np.ndarray] | None = None
+    weights: tuple[np.ndarray, np.ndarray] | None = None
+
+
+class Paths:
+    """Held-out scores of all folds along the path of rates.
+
+    Parameters
+    ----------
+    data : TrainingSet
+    folds : list of (train, test)
+    objective : Objective
+    run : Map
+        In whose threads chunks are fitted.
+    """
+
+    def __init__(
+        self, data: TrainingSet, folds: list[Fold], objective: Objective, run: Map
+    ) -> None:
+        self.data, self.folds, self.objective, self.run = data, folds, objective, run
+        self.axes = PrincipalAxes(data)
+        self.fits: list[LogisticFit] = []
+        self.held: dict[float, list[_HeldOut]] = {}
+        self.starts: dict[float, Start] = {}
+        self.weakest: tuple[float, Start] | None = None
+        self.failed: list[np.ndarray] = []
+        # Numbers a label: weights of each fold, or margins, variances and the mean weights.
+        self.keep_weights = len(folds) * data.n_features < 2 * data.n_images + data.n_features
+
+    def follow(self, dropouts: np.ndarray) -> None:
+        """Go through falling rates, from the weakest so far if they are weaker still."""
+        rho = rho_from_dropout(dropouts)
+        start = None
+        if self.weakest is not None and rho[0] < self.weakest[0]:
+            start = self.weakest[1]
+        for rate in dropouts.tolist():
+            self.held[rate] = []
+            if not self.keep_weights:
+                self.starts[rate] = Start.zero(self.data)
+        self.fits = []
+        described: list[tuple[int, np.ndarray]] = []
+
+        def chunks() -> Iterator[Chunk]:
+            for fold, (train, test) in enumerate(self.folds):
+                scored = None if self.keep_weights else test
+                fit = LogisticFit(self.data, train, self.objective, self.axes, scored)
+                self.fits.append(fit)
+                described.extend((fold, chunk.labels) for chunk in fit.chunks)
+                yield from fit.chunks
+
+        def fit(chunk: Chunk) -> list[Fitted]:
+            return chunk.fit(np.repeat(rho[:, None], len(chunk.labels), axis=1), start)
+
+        for number, path in enumerate(self.run(fit, chunks())):
+            fold, labels = described[number]
+            for rate, fitted in zip(dropouts.tolist(), path, strict=True):
+                self.failed.append(labels[~fitted.converged])
+                self.held[rate].append(self._kept(fold, labels, fitted))
+                if not self.keep_weights:
+                    self.starts[rate].add(labels, fitted.D, fitted.b)
+        if self.weakest is None or rho[-1] < self.weakest[0]:
+            self.weakest = float(rho[-1]), self._start(float(dropouts[-1]))
+
+    def take(self, dropout: float) -> OutOfFold:
+        """What is kept of a rate, which is forgotten; it is gone through if it was not."""
+        if dropout not in self.held:
+            self.follow(np.array([dropout]))
+        start = self._start(dropout)
+        self.starts.pop(dropout, None)
+        margin, variance = self._scores(self.held.pop(dropout), float(rho_from_dropout(dropout)))
+        data = self.data
+        for fit, (_, test) in zip(self.fits, self.folds, strict=True):
+            margin[np.ix_(test, fit.rare)] = fit.rare_bias
+            base = data.base_means(test)
+            if base is not None and data.intercept_init is not None:
+                margin[test] += base
+                margin[np.ix_(test, fit.rare)] -= data.intercept_init[fit.rare]
+        probability = noise_averaged_probability(margin, variance)
+        return OutOfFold(margin, probability, start)
+
+    def _kept(self, fold: int, labels: np.ndarray, fitted: Fitted) -> _HeldOut:
+        if fitted.margin is None or fitted.variance is None:
+            return _HeldOut(fold, labels, weights=(fitted.D, fitted.b))
+        return _HeldOut(fold, labels, scores=(fitted.margin, fitted.variance))
+
+    def _scores(self, parts: list[_HeldOut], rho: float) -> tuple[np.ndarray, np.ndarray]:
+        """Margins, W0 and b0 apart, and variances (n, K) of what is kept of a rate."""
+        data = self.data
+        margin = np.zeros((data.n_images, data.n_labels), data.dtype)
+        variance = np.zeros_like(margin)
+
+        def fill(part: _HeldOut) -> None:  # entries of its own
+            test = self.folds[part.fold][1]
+            if part.scores is not None:
+                at = np.ix_(test, part.labels)
+                margin[at], variance[at] = part.scores
+            if part.weights is not None:
+                D, b = part.weights
+                for run in data.chunks(test):
+                    X, at = data.view_means(run), np.ix_(run, part.labels)
+                    margin[at] = X @ D.T + b
+                    variance[at] = margin_variance(X, D, rho)
+
+        for _ in self.run(fill, parts):
+            pass
+        return margin, variance
+
+    def _start(self, dropout: float) -> Start:
+        """The mean weights of the folds at a rate."""
+        if not self.keep_weights:
+            return self.starts[dropout].mean()
+        start = Start.zero(self.data)
+        for part in self.held[dropout]:
+            assert part.weights is not None
+            start.add(part.labels, *part.weights)
+        return start.mean()
