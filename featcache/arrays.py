@@ -15,6 +15,7 @@ from scipy.sparse import csr_matrix, issparse, spmatrix
 from featcache.annotations import Labels
 from featcache.contents import CacheContents
 from featcache.errors import InputError, reason_of
+from featcache.frames import by_class, by_id, is_frame, numbers
 from featcache.layout import FEATURE_DTYPE
 from featcache.names import Names, is_none, texts_of
 
@@ -48,13 +49,18 @@ class Given:
         """
         ids = texts_of("ids", self.ids)
         classes = None if self.classes is None else texts_of("classes", self.classes)
+        labels = self.labels
+        if is_frame(features):
+            features = by_id("features", features, ids).to_numpy()
+        if is_frame(labels):
+            labels, classes = by_class("labels", by_id("labels", labels, ids), classes)
         source, (_, v, d) = as_features(features, len(ids))
         weight, bias = as_array(self.weight), as_array(self.bias)
         contents = CacheContents(
             ids=ids,
             views=as_views(self.views, v),
             dim=d,
-            labels=as_labels(self.labels, ids, classes),
+            labels=as_labels(labels, ids, classes),
             classes=classes,
             class_names=self.class_names,
             weight=weight,
@@ -105,6 +111,8 @@ def as_features(features: Any, n: int) -> tuple[Any, tuple[int, int, int]]:
         If there is not a row for each of `n` ids, or some are masked.
     """
     _refuse_masked("features", features, "fill them, and mark such rows by valid=")
+    if issparse(features):
+        raise InputError("features are sparse; give features.toarray()")
     source = as_array(features)
     try:
         np.dtype(source.dtype)  # of what can be read a block at a time
@@ -141,7 +149,7 @@ def as_labels(labels: Any, ids: Names, classes: Names | None) -> Labels | None:
 
     Parameters
     ----------
-    labels : Labels, sparse (n, K), dense (n, K) or (n,), or None
+    labels : Labels, sparse (n, K), dense (n, K) or (n,), frame of pandas, or None
         Entries of a matrix are confidences in [0, 1]; NaN (dense) is unknown. A
         row of NaN alone is an image without labels.
     ids : n str
@@ -162,7 +170,10 @@ def as_labels(labels: Any, ids: Names, classes: Names | None) -> Labels | None:
         return labels if same else labels.restrict(classes)
     _refuse_masked("labels", labels, "NaN says that one is unknown: labels.filled(np.nan)")
     try:
-        matrix = labels if issparse(labels) else np.asarray(as_array(labels), dtype=np.float32)
+        if is_frame(labels):
+            matrix: Any = numbers(labels)
+        else:
+            matrix = labels if issparse(labels) else np.asarray(as_array(labels), dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"labels are no matrix of numbers ({reason_of(error)}); give a column for each class, "

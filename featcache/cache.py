@@ -334,10 +334,10 @@ class FeatureCache:
         ids : n str
         labels : Labels, sparse (n, K) or dense (n, K), optional
             A matrix has confidences in [0, 1]; NaN (dense) is unknown, and a row
-            of nothing else has no labels. `Labels` may have other rows and
-            classes; those of this cache are taken.
+            of nothing else has no labels. `Labels` and tables of pandas are taken by
+            the names of rows and classes, of which they may have more.
         classes, class_names : K str, optional
-            Default: those of the `Labels`, or "0", "1", ...
+            Default: those of the `Labels` or the table, or "0", "1", ...
         weight, bias : (K, d), (K,), optional
             A last layer.
         views : v str, optional

@@ -35,6 +35,9 @@ def texts_of(what: str, values: Names) -> np.ndarray:
     listed = values.tolist() if isinstance(values, np.ndarray) else list(values)
     if not all(isinstance(value, str) for value in listed):
         listed = [_text(what, row, value) for row, value in enumerate(listed)]
+    if any("\0" in text for text in listed):  # NumPy drops it at the end
+        row = next(row for row, text in enumerate(listed) if "\0" in text)
+        raise InputError(f"{what}: number {row} is {listed[row]!r}; take the NUL out of it")
     return np.array(listed, dtype=np.str_)
 
 
