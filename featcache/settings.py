@@ -44,9 +44,9 @@ class TrainingConfig:
 
     images: str = required("folder of image files, named by their ids", metavar="DIR")
     labels: list[str] = required(
-        "label file; repeat it for several, the first one to name a label of an image counts"
-        + _LABEL_FILES,
-        action="append",
+        "label files; the first one to name a label of an image counts" + _LABEL_FILES,
+        action="extend",
+        nargs="+",
         metavar="CSV",
     )
     arch: str = required(
@@ -185,8 +185,9 @@ class ExtractionConfig:
     out: str = required("the cache; the same command goes on where it stopped", metavar="CACHE.h5")
     labels: list[str] = option(
         [],
-        "label file; repeat it for several" + _LABEL_FILES,
-        action="append",
+        "label files" + _LABEL_FILES,
+        action="extend",
+        nargs="+",
         metavar="CSV",
     )
     unlisted: str = option("negative", "what a label in no file means", choices=UNLISTED)

@@ -39,7 +39,7 @@ EPILOG = """examples:
   heads compare heads/resnet101.h5 heads/resnet101_both.h5
   heads refit swept --caches caches_again --out swept_again
   heads blend heads/*.h5 --out blend.h5
-  heads blend swept/*.h5 --max-source-loss 0 --out blend_both.h5
+  heads blend swept/*.h5 --max-source-loss 0 --out blend_swept.h5
   heads predict blend.h5 --caches caches/stage_2 --out submission.csv
   heads score submission.csv --labels solution.csv
   heads score submission.csv --labels solution.csv --json

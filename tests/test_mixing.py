@@ -20,6 +20,7 @@ from heads.comparing import compare
 from heads.cuts import best_global_threshold
 from heads.describing import describe
 from heads.members import join, open_members
+from heads.mixing import MAX_SOURCE_LOSS
 from heads.storage import save
 from tests import synthetic
 
@@ -93,11 +94,32 @@ def test_a_blend_of_both_domains_is_that_of_the_arrays(data: Path, tmp_path: Pat
         np.testing.assert_allclose(stored.blend.pareto_[key], values)
 
 
+def test_the_source_constrains_unless_the_target_is_to_decide_alone(
+    data: Path, tmp_path: Path
+) -> None:
+    def weights(**options: Any) -> list[float]:
+        out = str(tmp_path / "b.h5")
+        made = commands.blend(BlendConfig(both(data), out, cv=0, overwrite=True, **options))
+        chosen: list[float] = made.provenance["weights"]
+        assert ("source" in made.provenance["chosen_on"]) == bool(made.blend.max_source_loss)
+        return chosen
+
+    assert weights() == weights(max_source_loss=MAX_SOURCE_LOSS)
+    alone = weights(max_source_loss=np.inf)
+    target = join(both(data), open_members(both(data)))[0]
+    expected = Blend().fit(target.scores, target.truth.Y)
+    assert alone == pytest.approx(expected.weights_.tolist())
+    assert weights(method="simplex") == weights(method="simplex", max_source_loss=np.inf)
+
+
 def test_weights_of_the_source_trade_scores(data: Path, tmp_path: Path) -> None:
     scores = []
     for weight in (0.0, 20.0):
         out = str(tmp_path / f"{weight}.h5")
-        made = commands.blend(BlendConfig(both(data), out, source_weight=weight, cv=0))
+        loss = None if weight else np.inf
+        made = commands.blend(
+            BlendConfig(both(data), out, max_source_loss=loss, source_weight=weight, cv=0)
+        )
         assert ("source" in made.provenance["chosen_on"]) == (weight > 0)
         scores.append([best_global_threshold(o.proba, o.Y, 2)[1] for o in made.oof.values()])
     (target_alone, source_alone), (target_both, source_both) = scores
@@ -174,7 +196,7 @@ def test_heads_that_were_taught_another_truth_are_refused(what: str, tmp_path: P
         ({"source_weight": -1.0}, "--source-weight -1: expected a number >= 0"),
         ({"source_weight": np.nan}, "--source-weight nan"),
         ({"source_weight": 1.0, "max_source_loss": 0.1}, "no effect beside --max-source-loss"),
-        ({"trade_offs": "0,0.5"}, "--trade-offs has no effect without"),
+        ({"trade_offs": "0,0.5", "max_source_loss": np.inf}, "--trade-offs has no effect with"),
         ({"trade_offs": "0.5", "source_weight": 1.0, "method": "simplex"}, "greedy method"),
     ],
 )
