@@ -359,7 +359,7 @@ class _Data:
         n = stack.shape[0]
         if not n:
             raise ValueError("P has no rows; a blend needs at least one image")
-        truth, unknown = check_truth(Y, mask, stack.shape)
+        truth, unknown = check_truth(Y, mask, stack.shape, learns=True)
         found, rows = rows_by_domain(domains, n)
         greedy = blend.method == "greedy"
         shares = weights_of(found, blend.domain_weights, blend.max_source_loss, greedy)

@@ -93,7 +93,11 @@ def _finite(P: np.ndarray) -> np.ndarray:
 
 
 def check_truth(
-    Y: Matrix | None, mask: Matrix | None, shape: tuple[int, int] | None = None, soft: bool = False
+    Y: Matrix | None,
+    mask: Matrix | None,
+    shape: tuple[int, int] | None = None,
+    soft: bool = False,
+    learns: bool = False,
 ) -> tuple[csr_matrix, Matrix | None]:
     """Known positives as CSR, and which entries are unknown (None: none).
 
@@ -107,6 +111,8 @@ def check_truth(
         What the shape of Y must be.
     soft : bool
         Whether targets between 0 and 1 are allowed.
+    learns : bool
+        Whether something is learnt, from one known entry at least.
 
     Returns
     -------
@@ -130,6 +136,8 @@ def check_truth(
         raise ValueError(f"Y has shape {Y.shape}, but the scores have shape {shape}")
     if unknown is not None and unknown.shape != Y.shape:
         raise ValueError(f"mask has shape {unknown.shape}, but Y has shape {Y.shape}")
+    if learns:
+        refuse_all_unknown(unknown, Y.shape)
     truth = csr_matrix(Y, dtype=np.float64)
     if not truth.has_canonical_format or np.any(truth.data == 0):
         truth = truth.copy()
@@ -164,6 +172,20 @@ def without(matrix: csr_matrix, unknown: Matrix | None) -> csr_matrix:
     kept.eliminate_zeros()
     kept.sort_indices()
     return kept
+
+
+def refuse_all_unknown(unknown: Matrix | None, shape: tuple[int, int]) -> None:
+    """Nothing is learnt from no truth, though every score of it is perfect.
+
+    Raises
+    ------
+    ValueError
+        If each entry is unknown.
+    """
+    if unknown is not None and unknown.sum() == shape[0] * shape[1]:
+        raise ValueError(
+            "no entry of Y is known; give at least one label (mask is True where one is unknown)"
+        )
 
 
 def check_boolean(matrix: Matrix, name: str) -> Matrix:

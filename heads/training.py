@@ -16,7 +16,7 @@ from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import assert_all_finite
 
-from heads.inputs import Matrix, check_missed, check_weights, split_masked
+from heads.inputs import Matrix, check_missed, check_weights, refuse_all_unknown, split_masked
 
 _CHUNK_BYTES = 1 << 25  # converted features that are held at once
 
@@ -203,16 +203,16 @@ def check_training_set(
 def _check_start(
     coef_init: Any, intercept_init: Any, shape: tuple[int, int], dtype: np.dtype[Any]
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """W0 and b0, or None twice; b0 alone says nothing, since b is not penalised."""
+    """W0 and b0, either of them zero where only the other is given; None twice for none."""
     n_labels = shape[0]
     b0 = np.zeros(n_labels) if intercept_init is None else np.atleast_1d(intercept_init)
     if b0.shape != (n_labels,) or not np.all(np.isfinite(b0)):
         raise ValueError(
             f"intercept_init has shape {b0.shape}; expected ({n_labels},) finite numbers"
         )
-    if coef_init is None:
+    if coef_init is None and intercept_init is None:
         return None, None
-    W0 = np.asarray(coef_init)
+    W0 = np.zeros(shape, dtype) if coef_init is None else np.asarray(coef_init)
     W0 = W0.reshape(1, -1) if W0.ndim == 1 else W0
     if W0.shape != shape or not np.all(np.isfinite(W0)):
         raise ValueError(f"coef_init has shape {W0.shape}; expected {shape} finite numbers")
@@ -287,6 +287,7 @@ def check_targets(Y: Any, mask: Any) -> tuple[np.ndarray, np.ndarray | None]:
         unknown |= _check_mask(mask, Y.shape)
     some = bool(unknown.any())
     if some:
+        refuse_all_unknown(unknown, Y.shape)
         Y = np.where(unknown, 0, Y).astype(Y.dtype, copy=False)
     wrong = (Y < 0) | (Y > 1)
     if wrong.any():

@@ -17,13 +17,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
 
+from heads.blending import Blend
 from heads.cuts import best_global_threshold
+from heads.decisions import GlobalThreshold
 from heads.folds import check_folds
 from heads.logistic import DropoutLogistic, DropoutLogisticCV
 from heads.logistic_folds import Paths
 from heads.losses import residual, tail
 from heads.metrics import log_loss
 from heads.rare import logistic_rare_bias
+from heads.ridge import DropoutRidge, DropoutRidgeCV
 from heads.training import check_training_set
 
 SHAPES = [(40, 6), (14, 30), (3, 5)]
@@ -690,3 +693,31 @@ def test_a_head_that_is_fitted_again_forgets_its_calibration() -> None:
     head = DropoutLogisticCV([0.3], cv=3, probability="platt").fit(data["X"], data["Y"])
     again = head.set_params(probability="noise").fit(data["X"], data["Y"])
     assert not hasattr(again, "calibration_")
+
+
+@Noise
+def test_an_intercept_alone_stands_beside_weights_of_zero(noise: str) -> None:
+    data = make(40, 6)
+    data["Y"][:, 1:3] = 0
+    W0 = data.pop("coef_init")
+    alone = DropoutLogistic(0.5, noise=noise, **TIGHT).fit(**data)
+    beside = DropoutLogistic(0.5, noise=noise, **TIGHT).fit(**data, coef_init=0 * W0)
+    assert_allclose(alone.intercept_, beside.intercept_, atol=1e-9)
+    shift = alone.intercept_[1:3] - data["intercept_init"][1:3]
+    assert shift[0] == pytest.approx(shift[1])
+
+
+@pytest.mark.parametrize(
+    "fit",
+    [
+        lambda X, Y: DropoutLogisticCV((0.5,)).fit(X, Y),
+        lambda X, Y: DropoutRidgeCV((0.5,)).fit(X, Y),
+        lambda X, Y: DropoutRidge().fit(X, np.zeros(Y.shape), mask=np.isnan(Y)),
+        lambda X, Y: GlobalThreshold().fit(expit(X[:, :4]), Y),
+        lambda X, Y: Blend().fit([expit(X[:, :4])] * 2, Y),
+    ],
+)
+def test_nothing_is_learnt_from_no_truth(fit: Callable[..., object]) -> None:
+    data = make(40, 6)
+    with pytest.raises(ValueError, match="no entry of Y is known; give at least one label"):
+        fit(data["X"], np.full(data["Y"].shape, np.nan))
