@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -124,6 +125,28 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ModuleNotFoundError, match=r"featcache-heads\[report\]"):
         BlendPathDisplay(np.array([0.1])).plot()
+
+
+def test_long_names_leave_room_for_the_picture(makers):
+    long = "a$b$" * 75
+    Y = np.eye(4)[[0, 0, 1, 2, 3, 3, 3]]
+    for draw in (
+        lambda ax: LabelShiftDisplay.from_labels(Y, Y[1:5], [long] * 4, ax=ax),
+        lambda ax: GapDisplay(np.full((1, 1), 0.5), [long], [long]).plot(ax),
+        lambda ax: makers["dropout"](ax).plot(ax, name=long),
+        lambda ax: makers["threshold"](ax).plot(ax, name=long),
+        lambda ax: makers["reliability"](ax).plot(ax, name=long),
+    ):
+        figure = pyplot.figure(figsize=(5.2, 3.6), layout="constrained")
+        axes = figure.subplots()
+        draw(axes)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            figure.canvas.draw()
+        legend = axes.get_legend()
+        drawn = [*text_of(axes), *(text.get_text() for text in legend.get_texts())]
+        assert max(map(len, drawn)) < 60
+        assert any("…" in text for text in drawn)
 
 
 # ------------------------------------------------------------- rates and cuts

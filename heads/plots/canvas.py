@@ -77,17 +77,16 @@ def use_svg() -> None:
     warnings.filterwarnings("ignore", message="Glyph .* missing from")
 
 
-def plain(name: object) -> str:
-    """A name as text to draw; matplotlib would read what is between dollars as a formula."""
-    return str(name).replace("$", r"\$")
-
-
 def shortened(name: object, length: int = 28) -> str:
-    """A name with its middle left out where it is long."""
+    """A name as text to draw, its middle left out where it is long.
+
+    matplotlib would read what is between dollars as a formula, and gives up laying out a picture
+    whose names leave no room for it.
+    """
     text = str(name)
     if len(text) > length:
         text = f"{text[: length // 2 - 1]}…{text[-(length - length // 2) :]}"
-    return plain(text)
+    return text.replace("$", r"\$")
 
 
 def named_rows(ax: Any, names: Sequence[object]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from heads.inputs import Matrix, check_truth
 from heads.labeltable import LabelTable, label_table
-from heads.plots.canvas import BLUE, GREEN, GREY, ORANGE, Display, named_rows, plain
+from heads.plots.canvas import BLUE, GREEN, GREY, ORANGE, Display, named_rows, shortened
 
 _NAME_WIDTH, _NAME_HEIGHT = 0.12, 0.05  # of the axes
 _MEASURES = {"AP": "average precision", "F": "contribution to mean F{beta:g}"}
@@ -181,7 +181,7 @@ class LabelShiftDisplay(Display):
         for label in self.named_.tolist():
             assert self.names is not None
             ax.annotate(
-                plain(self.names[label]),
+                shortened(self.names[label]),
                 place[label],
                 xytext=(5, 3),
                 textcoords="offset points",

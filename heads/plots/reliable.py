@@ -8,7 +8,7 @@ import numpy as np
 
 from heads.calibration import Reliability, reliability
 from heads.inputs import Matrix
-from heads.plots.canvas import BLUE, GREY, Display
+from heads.plots.canvas import BLUE, GREY, Display, shortened
 
 
 class ReliabilityDisplay(Display):
@@ -63,7 +63,11 @@ class ReliabilityDisplay(Display):
         bins = self.bins
         # Wilson's interval holds the share itself; rounding may put it a hair outside.
         arms = np.maximum([bins.observed - bins.low, bins.high - bins.observed], 0)
-        style = {"color": BLUE, "marker": "o", "label": name or "bins, 95 % interval"} | line
+        style = {
+            "color": BLUE,
+            "marker": "o",
+            "label": shortened(name or "bins, 95 % interval"),
+        } | line
         self.line_ = ax.errorbar(bins.predicted, bins.observed, yerr=arms, **style)
         ideal = "as frequent as said"
         named = ideal not in ax.get_legend_handles_labels()[1]  # another display may be here

@@ -8,7 +8,7 @@ import numpy as np
 
 from heads.cuts import threshold_curve
 from heads.inputs import Matrix
-from heads.plots.canvas import BLUE, ORANGE, Display
+from heads.plots.canvas import BLUE, ORANGE, Display, shortened
 
 _POINTS = 1000  # of a curve; more are not seen
 _LEAST = 1e-3  # of the cut, where the axis begins
@@ -89,7 +89,11 @@ class DropoutDisplay(Display):
         """Draw it; `line` goes to ``Axes.plot``."""
         ax = self._on(ax)
         name = self.name if name is None else name
-        style = {"color": BLUE, "marker": "o", "label": name or "all images together"} | line
+        style = {
+            "color": BLUE,
+            "marker": "o",
+            "label": shortened(name or "all images together"),
+        } | line
         (self.line_,) = ax.plot(self.dropout, self.score, **style)
         mean, spread = np.nanmean(self.fold_scores, 1), np.nanstd(self.fold_scores, 1)
         self.band_ = ax.fill_between(
@@ -217,7 +221,7 @@ class ThresholdDisplay(Display):
         ax = self._on(ax)
         name = self.name if name is None else name
         best = f"{self.chosen_score:.3f} at {self.chosen:.3g}"
-        label = f"{name}: {best}" if name else "each cut"
+        label = f"{shortened(name)}: {best}" if name else "each cut"
         style = {"color": BLUE, "drawstyle": "steps-pre", "label": label} | line
         shown = self.threshold >= self._least()
         (self.line_,) = ax.plot(self.threshold[shown], self.score[shown], **style)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from heads.plots.canvas import BLUE, GREY, ORANGE, Display, named_rows, plain
+from heads.plots.canvas import BLUE, GREY, ORANGE, Display, named_rows, shortened
 
 
 class ParetoDisplay(Display):
@@ -103,7 +103,11 @@ class ParetoDisplay(Display):
             )
         for label, *place in zip(self.labels or [], x, y, strict=bool(self.labels)):
             ax.annotate(
-                plain(label), tuple(place), xytext=(6, 6), textcoords="offset points", fontsize=9
+                shortened(label),
+                tuple(place),
+                xytext=(6, 6),
+                textcoords="offset points",
+                fontsize=9,
             )
         ax.margins(0.12)
         ax.set(xlabel=f"source: {self.measure}", ylabel=f"target: {self.measure}")
@@ -190,7 +194,9 @@ class GapDisplay(Display):
         rows = np.arange(len(self.models))
         height = 0.8 / max(len(self.domains), 1)
         self.bars_ = [
-            ax.barh(rows - 0.4 + (j + 0.5) * height, self.gap[:, j], 0.9 * height, label=plain(d))
+            ax.barh(
+                rows - 0.4 + (j + 0.5) * height, self.gap[:, j], 0.9 * height, label=shortened(d)
+            )
             for j, d in enumerate(self.domains)
         ]
         named_rows(ax, self.models)
