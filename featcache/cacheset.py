@@ -236,8 +236,9 @@ def refuse_other_images(caches: Sequence[FeatureCache]) -> None:
         if not cache.has_images_of(first):
             raise InputError(
                 f"{cache.path}: its images are not those of {first.path} "
-                f"({_difference(cache.ids, first.ids, 'images')}); extract both with the same "
-                "--images and --ids, or do not use them as one image set"
+                f"({_difference(cache.ids, first.ids, 'images')}); write both with the same "
+                "ids in one order (extract: the same --images and --ids), or do not use them as "
+                "one image set"
             )
 
 
@@ -264,7 +265,8 @@ def _difference(ours: np.ndarray, theirs: np.ndarray, what: str) -> str:
     if len(ours) != len(theirs):
         return f"{len(ours):,} {what} and {len(theirs):,}"
     at = int(np.flatnonzero(ours != theirs)[0])
-    return f"number {at} is {str(ours[at])!r} and {str(theirs[at])!r}"
+    order = "the same in another order: " * np.array_equal(np.sort(ours), np.sort(theirs))
+    return f"{order}number {at} is {str(ours[at])!r} and {str(theirs[at])!r}"
 
 
 def _open(places: Place | Iterable[Place], recursive: bool) -> list[FeatureCache]:

@@ -229,8 +229,8 @@ def test_two_caches_of_a_network_and_an_image_set(caches: Path, write: Write) ->
 @pytest.mark.parametrize(
     ("ids", "difference"),
     [
-        (["a", "c", "b"], "number 1 is 'c' and 'b'"),
-        (["a", "b", "other"], "number 2 is 'other' and 'c'"),
+        (["a", "c", "b"], "(the same in another order: number 1 is 'c' and 'b')"),
+        (["a", "b", "other"], "(number 2 is 'other' and 'c')"),
         (["a", "b"], "2 images and 3"),
     ],
 )
@@ -243,7 +243,7 @@ def test_other_ids_in_one_image_set(
         lambda: found.image_set("stage_1"),
         f"{caches}/stage_1/resnet.h5: its images are not those of {caches}/stage_1/pnasnet.h5",
         difference,
-        "--ids",
+        "write both with the same ids in one order (extract: the same --images and --ids)",
     )
     assert "other images" in str(found)
     assert len(found.network("resnet")) == 2
@@ -255,7 +255,7 @@ def test_other_classes(caches: Path, write: Write) -> None:
     refused(
         lambda: found.image_set("stage_1"),
         f"{caches}/stage_1/resnet.h5: its classes are not those of {caches}/stage_1/pnasnet.h5",
-        "number 0 is '1' and '0'",
+        "(the same in another order: number 0 is '1' and '0')",
     )
     refused(lambda: found.network("resnet"), "its classes are not those of")
     # A cache that says nothing of classes contradicts none.
