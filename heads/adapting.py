@@ -61,7 +61,7 @@ def adapt(config: AdaptConfig) -> Head:
     refuse_mismatch(cache, source)
     caches = [cache, sampled(source, config.source_rows, config.seed)]
     rows, home = open_rows(caches, groups=config.groups)
-    check_folds(config.cv, rows)
+    check_folds(config.cv, rows, config.groups)
     if not rows.fit["Y"].max() > 0:
         raise ValueError(f"{cache.path}: no label is positive; there is nothing to adapt to")
     experts = ExpertConfig(source_weight=config.source_weight, cv=config.cv)

@@ -307,14 +307,22 @@ def _spare(config: FitConfig, rows: CacheRows, source: CacheRows) -> FeatureCach
     return sampled(every.select(ids), config.source_rows, config.seed)
 
 
-def check_folds(cv: int, rows: CacheRows) -> None:
-    """Refuse a number of folds that the labelled images do not allow."""
-    images = len(np.unique(rows.groups))
-    if not 2 <= cv <= images:
-        raise ValueError(
-            f"{rows.cache.path}: {images:,} labelled images, --cv {cv}; "
-            f"give 2 folds at least and no more than images (with --groups: than groups)"
-        )
+def check_folds(cv: int, rows: CacheRows, groups: str = "") -> None:
+    """Refuse a number of folds that the labelled images, or a file of groups, do not allow."""
+    units, path = len(np.unique(rows.groups)), rows.cache.path
+    if 2 <= cv <= units:
+        return
+    images = _counted(len(np.unique(rows.ids)), "labelled image")
+    what, where = "image", f"{path}: {images}"
+    if groups:
+        what, where = "group", f"{groups}: {_counted(units, 'group')} of {images} of {path}"
+    if units < 2:
+        raise ValueError(f"{where}; folds need at least 2 {what}s: give labels of more {what}s")
+    raise ValueError(f"{where}, --cv {cv}; give 2 folds at least and no more than {what}s")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _check_options(config: FitConfig, rows: CacheRows) -> None:
@@ -333,7 +341,7 @@ def _check_options(config: FitConfig, rows: CacheRows) -> None:
         raise ValueError(
             f"--max-source-loss: {rows.cache.path} has no last layer to compare with; leave it out"
         )
-    check_folds(config.cv, rows)
+    check_folds(config.cv, rows, config.groups)
     refuse_many(config.min_labels, len(rows.cache.classes), rows.cache.path)
 
 

@@ -912,6 +912,31 @@ def test_options_that_cannot_work_are_refused(
     refused(run("fit", cache, "--out", tmp_path), tmp_path, "is a folder; give the name of a file")
 
 
+def test_too_few_images_or_groups_for_folds_are_counted(tmp_path: Path, run: Run) -> None:
+    cache, groups = tmp_path / "c.h5", tmp_path / "g.csv"
+    fit = ["fit", cache, "--out", tmp_path / "head.h5"]
+
+    def written(labelled: int, rows: list[str]) -> None:
+        some = synthetic.images(30, 0)
+        known = np.arange(30) < labelled
+        Y = csr_matrix(some.Y * known[:, None])
+        labels = Labels(some.ids, synthetic.CLASSES, Y, known=known)
+        FeatureCache.write(cache, synthetic.features(some), some.ids, labels, overwrite=True)
+        lines = [f"{name},{group}" for name, group in zip(some.ids, rows, strict=True)]
+        groups.write_text("\n".join(["image_id,group", *lines]) + "\n")
+
+    written(20, ["all"] * 30)
+    told = f"{groups}: 1 group of 20 labelled images of {cache}; folds need at least 2 groups"
+    refused(run(*fit, "--groups", groups), told)
+    written(20, [*"abc"] * 10)
+    told = f"{groups}: 3 groups of 20 labelled images of {cache}, --cv 5; give 2 folds at least"
+    refused(run(*fit, "--groups", groups), told, "no more than groups")
+    written(1, [*"abc"] * 10)
+    told = f"{cache}: 1 labelled image; folds need at least 2 images"
+    refused(run(*fit), told)
+    refused(run(*fit, "--cv", "2"), told)
+
+
 @pytest.mark.parametrize(
     "words",
     [
