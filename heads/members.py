@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -23,8 +24,9 @@ def open_members(paths: Sequence[str]) -> list[Head]:
     Raises
     ------
     ValueError
-        Naming the file, and what in it is wrong.
+        Naming the file, and what in it is wrong; or one that is given twice.
     """
+    _refuse_twice(paths)
     members = [None if _holds_scores(path) else _load_head(path) for path in paths]
     heads = [member for member in members if member is not None]
     if not heads:
@@ -44,6 +46,17 @@ def open_members(paths: Sequence[str]) -> list[Head]:
                 )
         found.append(member)
     return found
+
+
+def _refuse_twice(paths: Sequence[str]) -> None:
+    """A file that is given twice would count twice."""
+    seen: dict[Path, str] = {}
+    for path in paths:
+        real = Path(path).resolve()
+        if real in seen:
+            also = "" if seen[real] == path else f", also as {seen[real]}"
+            raise ValueError(f"{path}: is given twice{also}; give each file once")
+        seen[real] = path
 
 
 def _holds_scores(path: str) -> bool:

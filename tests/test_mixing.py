@@ -162,6 +162,16 @@ def test_a_broken_head_is_refused_by_its_file(data: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "b.h5").exists()
 
 
+def test_a_file_that_is_given_twice_is_refused(data: Path, tmp_path: Path) -> None:
+    """It would count twice, whatever it is called."""
+    head, other, link = data / "alone0.h5", data / "alone1.h5", tmp_path / "link.h5"
+    link.symlink_to(head)
+    for twice, told in ((head, "is given twice;"), (link, f"is given twice, also as {head};")):
+        paths = [str(path) for path in (head, other, twice)]
+        with pytest.raises(ValueError, match=re.escape(f"{twice}: {told} give each file once")):
+            commands.blend(BlendConfig(paths, str(tmp_path / "b.h5")))
+
+
 @pytest.mark.parametrize("what", ["mask", "outside"])
 def test_heads_that_were_taught_another_truth_are_refused(what: str, tmp_path: Path) -> None:
     known = np.where(np.random.default_rng(0).random(TARGET.Y.shape) < 0.3, np.nan, 1)
