@@ -43,7 +43,7 @@ from heads.decisions import Decision, ExpectedFBeta
 from heads.domain_heads import AdaptedModel, DomainConfig, DomainHead
 from heads.entry_losses import log_losses
 from heads.experts import ExpertConfig, Linear, Rows, average, fit_experts
-from heads.inputs import check_beta, check_missed
+from heads.inputs import check_beta, check_missed, check_source
 from heads.labelshift import label_shift_test
 from heads.platt import logits
 from heads.rates import labels_per_image, pooled_rates
@@ -179,7 +179,7 @@ class Adaptation(BaseEstimator):
             If the domains disagree in features or labels, or a parameter is out of range.
         """
         check_beta(self.beta)
-        home = Rows.of(*source, source_groups, source_mask, self)
+        home = Rows.of(*check_source(source), source_groups, source_mask, self, "source_groups")
         shared = shared_groups and groups is not None and source_groups is not None
         target, home = Rows.of(X, Y, groups, mask, self).beside(home, shared)
         never_empty = _never_empty(target, missed) and _never_empty(home, source_missed)

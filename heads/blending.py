@@ -16,7 +16,7 @@ from heads.decisions import GlobalThreshold, best_global_threshold
 from heads.folds import Fold, check_folds
 from heads.greedy import TooShallow
 from heads.honest import nested
-from heads.inputs import Matrix, check_beta, check_missed, check_truth, refuse_iterator
+from heads.inputs import Matrix, check_beta, check_missed, check_truth, refuse_no_list
 from heads.markup import Markup
 from heads.pareto import pareto_front
 from heads.results import ShowsResults, weights_table
@@ -257,7 +257,8 @@ class Blend(ShowsResults):
 
     def _check(self) -> None:
         check_beta(self.beta)
-        refuse_iterator(self.trade_offs, "trade_offs")
+        if self.trade_offs is not None:
+            refuse_no_list(self.trade_offs, "trade_offs")
         for name, allowed in (("method", METHODS), ("average", AVERAGES), ("loss", LOSSES)):
             if getattr(self, name) not in allowed:
                 expected = ", ".join(allowed[:-1]) + f" or {allowed[-1]}"

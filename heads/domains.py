@@ -16,7 +16,14 @@ from sklearn.utils.validation import check_is_fitted
 from heads.base import LinearHead
 from heads.decisions import best_global_threshold
 from heads.grouping import numbered
-from heads.inputs import check_missed, check_truth, split_masked
+from heads.inputs import (
+    check_groups,
+    check_missed,
+    check_source,
+    check_truth,
+    refuse_no_list,
+    split_masked,
+)
 from heads.markup import Markup
 from heads.pareto import efficient
 from heads.results import ShowsResults, pareto_table
@@ -105,11 +112,20 @@ class TwoDomainCV(ShowsResults):
         Raises
         ------
         ValueError
-            If the domains disagree in views, features or labels, or a weight is negative.
+            If the domains disagree in views, features or labels, a weight is negative, or
+            `estimator` is no cross-validated head.
         """
-        target = _Rows.of(X, Y, groups, mask, missed)
-        home = _Rows.of(*source, source_groups, source_mask, source_missed)
+        if not hasattr(self.estimator, "beta"):
+            raise ValueError(
+                f"estimator is {type(self.estimator).__name__}; give a head that chooses its rate "
+                "out of fold, such as DropoutRidgeCV()"
+            )
+        X_val, Y_val = check_source(source)
+        target = _Rows.of(X, Y, check_groups(groups, len(X)), mask, missed)
+        kept = check_groups(source_groups, len(X_val), "source_groups")
+        home = _Rows.of(X_val, Y_val, kept, source_mask, source_missed)
         target.check_like(home)
+        refuse_no_list(self.source_weights, "source_weights")
         weights = [float(w) for w in self.source_weights]
         if not weights or not all(0 <= w < np.inf for w in weights):
             raise ValueError(f"source_weights is {weights}; expected numbers >= 0, at least one")

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from scipy.special import expit
 
-from heads.inputs import refuse_iterator
+from heads.inputs import refuse_no_list
 
 
 def rho_from_dropout(dropout: np.ndarray | float) -> np.ndarray:
@@ -42,7 +42,7 @@ def check_l2(l2: float) -> float:
 
 def check_dropouts(dropouts: Iterable[float]) -> np.ndarray:
     """Rates as an ascending array without repeats."""
-    refuse_iterator(dropouts, "dropouts")
+    refuse_no_list(dropouts, "dropouts")
     rates = np.unique([check_dropout(p) for p in np.ravel(np.asarray(list(dropouts), np.float64))])
     if not len(rates):
         raise ValueError("dropouts is empty; give at least one rate in [0, 1)")

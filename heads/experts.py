@@ -26,6 +26,7 @@ from heads.adapter import fit_adapter
 from heads.alignment import FeatureMap, Moments, check_moments
 from heads.folds import check_folds
 from heads.grouping import numbered
+from heads.inputs import check_groups
 from heads.logistic import DropoutLogistic, DropoutLogisticCV
 from heads.platt import fit_platt
 from heads.stacking import stacked_weights
@@ -154,8 +155,10 @@ class Rows:
     groups: np.ndarray
 
     @classmethod
-    def of(cls, X: Any, Y: Any, groups: Any, mask: Any, estimator: Any) -> Rows:
-        """What the arguments of a fit say, checked."""
+    def of(
+        cls, X: Any, Y: Any, groups: Any, mask: Any, estimator: Any, name: str = "groups"
+    ) -> Rows:
+        """What the arguments of a fit say, checked; `name` is that of the groups."""
         X = check_features(X, estimator)
         X = X if X.ndim == 3 else X[:, None]
         dtype = np.float64 if X.dtype == np.float64 else np.float32
@@ -165,10 +168,9 @@ class Rows:
         dense = np.array(targets, dtype)
         if known is not None:
             dense[~known] = np.nan
-        groups = np.arange(len(X)) if groups is None else np.asarray(groups)
-        if groups.shape != (len(X),):
-            raise ValueError(f"groups has shape {groups.shape}; expected ({len(X)},)")
-        return cls(X.astype(dtype, copy=False), dense, groups)
+        given = check_groups(groups, len(X), name)
+        own = np.arange(len(X)) if given is None else given
+        return cls(X.astype(dtype, copy=False), dense, own)
 
     def beside(self, other: Rows, shared_groups: bool) -> tuple[Rows, Rows]:
         """Both, with groups of which none is in both unless equal ones are shared."""

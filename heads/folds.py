@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import csr_matrix, issparse
 from sklearn.model_selection import BaseCrossValidator
 
-from heads.inputs import Matrix
+from heads.inputs import Matrix, check_groups
 
 Fold = tuple[np.ndarray, np.ndarray]
 
@@ -298,11 +298,9 @@ def _indices(rows: Any, n: int, what: str) -> np.ndarray:
 
 def _group_codes(groups: Any, n: int) -> tuple[np.ndarray, int]:
     """Groups as 0..G-1 in sorted order, and G; each row by itself if None."""
+    groups = check_groups(groups, n)
     if groups is None:
         return np.arange(n), n
-    groups = np.asarray(groups)
-    if groups.shape != (n,):
-        raise ValueError(f"groups has shape {groups.shape}; expected ({n},)")
     unique, codes = np.unique(groups, return_inverse=True)
     return codes, len(unique)
 

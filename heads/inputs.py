@@ -6,7 +6,7 @@ True (as in numpy.ma), a dense Y is NaN, or a masked array of numpy.ma is masked
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, TypeAlias, TypeVar
@@ -269,8 +269,38 @@ def check_beta(beta: float) -> float:
     return float(beta)
 
 
-def refuse_iterator(values: object, name: str) -> None:
-    """Refuse a parameter that can be read only once: the next fit would find it empty."""
+def check_groups(groups: Any, n: int, name: str = "groups") -> np.ndarray | None:
+    """Groups of n rows as (n,), or None where each row is one by itself; none may be missing."""
+    if groups is None:
+        return None
+    groups = np.asarray(groups)
+    if groups.shape != (n,):
+        raise ValueError(f"{name} has shape {groups.shape}; expected ({n},)")
+    if groups.dtype.kind in "fO":
+        for row, group in enumerate(groups.tolist()):
+            if group is None or group != group:  # NaN differs from itself
+                raise ValueError(
+                    f"{name} is {group} at row {row}; give every row a group, one of its own where "
+                    "it is alone"
+                )
+    return groups
+
+
+def check_source(source: Any) -> tuple[Any, Any]:
+    """`source` if it is features and labels of the source domain."""
+    if not isinstance(source, tuple | list) or len(source) != 2:
+        what = "None" if source is None else f"a {type(source).__name__}"
+        raise ValueError(f"source is {what}; give a pair (X_val, Y_val)")
+    return source[0], source[1]
+
+
+def refuse_no_list(values: object, name: str) -> None:
+    """Refuse a parameter that is no list of numbers, or can be read only once.
+
+    The next fit would find an iterator empty.
+    """
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        raise ValueError(f"{name} is {values!r}; give a list of numbers")
     if isinstance(values, Iterator):
         raise ValueError(f"{name} is a {type(values).__name__}, read only once; give a list")
 

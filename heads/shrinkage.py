@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from heads.inputs import refuse_iterator
+from heads.inputs import refuse_no_list
 
 
 def check_strengths(strengths: Iterable[float]) -> list[float]:
     """Strengths of shrinkage to compare: descending, from infinity (the shared estimate alone)."""
-    refuse_iterator(strengths, "strengths")
+    refuse_no_list(strengths, "strengths")
     ordered = sorted({float(s) for s in strengths} | {np.inf}, reverse=True)
     for strength in ordered:
         if not strength >= 0:  # true of NaN, which has no place in an order

@@ -16,7 +16,14 @@ from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import assert_all_finite
 
-from heads.inputs import Matrix, check_missed, check_weights, refuse_all_unknown, split_masked
+from heads.inputs import (
+    Matrix,
+    check_groups,
+    check_missed,
+    check_weights,
+    refuse_all_unknown,
+    split_masked,
+)
 
 _CHUNK_BYTES = 1 << 25  # converted features that are held at once
 
@@ -182,17 +189,13 @@ def check_training_set(
     views = X if X.ndim == 3 else X[:, None, :]
     if Y.shape[0] != n:
         raise ValueError(f"Y has {Y.shape[0]} rows, but X has {n}")
-    if groups is not None:
-        groups = np.asarray(groups)
-        if groups.shape != (n,):
-            raise ValueError(f"groups has shape {groups.shape}; expected ({n},)")
     W0, b0 = _check_start(coef_init, intercept_init, (n_labels, d), dtype)
     return TrainingSet(
         X=views,
         Y=Y.astype(dtype, copy=False),
         known=known,
         weight=check_weights(sample_weight, n),
-        groups=groups,
+        groups=check_groups(groups, n),
         coef_init=W0,
         intercept_init=b0,
         base=None if W0 is None or b0 is None else _base_margins(views, W0, b0),
@@ -278,6 +281,8 @@ def check_targets(Y: Any, mask: Any) -> tuple[np.ndarray, np.ndarray | None]:
         raise ValueError(
             f"Y has shape {Y.shape}, dtype {Y.dtype}; expected (n, K) numbers in [0, 1]"
         )
+    if not Y.shape[1]:
+        raise ValueError(f"Y has shape {Y.shape}; expected a column for every label, at least one")
     if Y.dtype.kind != "f" or Y.dtype.itemsize < 4:
         Y = Y.astype(np.float32)
     unknown = np.isnan(Y)

@@ -496,6 +496,8 @@ def test_it_says_when_it_is_not_fitted() -> None:
         ({"source": (X_VAL[:, :, 1:], SOURCE.Y)}, "both must be of one network"),
         ({"Y": STAGE_1.Y[1:]}, "Y has 299 rows"),
         ({"groups": np.arange(3)}, "groups has shape"),
+        ({"source_groups": np.arange(3)}, "source_groups has shape"),
+        ({"source": None}, "source is None; give a pair"),
     ],
 )
 def test_data_that_do_not_fit_together_are_refused(change: dict[str, Any], words: str) -> None:

@@ -15,7 +15,7 @@ from scipy.special import expit
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 
-from heads import DropoutLogisticCV, DropoutRidgeCV, MultilabelGroupKFold, TwoDomainCV
+from heads import DropoutLogisticCV, DropoutRidge, DropoutRidgeCV, MultilabelGroupKFold, TwoDomainCV
 from heads.decisions import best_global_threshold
 from tests import synthetic
 
@@ -498,6 +498,28 @@ def test_domains_that_do_not_fit_are_refused(domains: Domains) -> None:
 def test_weights_that_are_none_are_refused(weights: tuple[float, ...], domains: Domains) -> None:
     with pytest.raises(ValueError, match=r"source_weights is .*expected numbers >= 0"):
         domains.fit(TwoDomainCV(HEADS[0], source_weights=weights))
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "words"),
+    [
+        (TwoDomainCV(DropoutRidge()), {}, r"estimator is DropoutRidge; give .* DropoutRidgeCV\(\)"),
+        (TwoDomainCV(HEADS[0], source_weights=0.1), {}, "source_weights is 0.1; give a list"),
+        (TwoDomainCV(HEADS[0]), {"source": None}, r"source is None; give a pair \(X_val, Y_val\)"),
+        (TwoDomainCV(HEADS[0]), {"groups": [None] * 90}, "groups is None at row 0; give every row"),
+        (
+            TwoDomainCV(HEADS[0]),
+            {"source_groups": [np.nan] * 120},
+            "source_groups is nan at row 0; give every row",
+        ),
+    ],
+)
+def test_what_cannot_be_fitted_is_named(
+    model: TwoDomainCV, change: dict[str, Any], words: str, domains: Domains
+) -> None:
+    arguments = {"source": (domains.X_val, domains.Y_val)} | change
+    with pytest.raises(ValueError, match=f"^{words}"):
+        model.fit(domains.X, domains.Y, **arguments)
 
 
 def test_clone_forgets_what_was_fitted(domains: Domains) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -49,6 +51,12 @@ def test_rates_that_can_be_read_only_once_are_refused() -> None:
     with pytest.raises(ValueError, match="dropouts is a generator, read only once; give a list"):
         check_dropouts(rates)
     assert list(rates) == [0.2, 0.5]
+
+
+@pytest.mark.parametrize("rates", [0.5, None, "0.5"])
+def test_what_is_no_list_of_rates_is_refused(rates: Any) -> None:
+    with pytest.raises(ValueError, match=f"dropouts is {rates!r}; give a list of numbers"):
+        check_dropouts(rates)
 
 
 def test_moments_are_raw_and_weighted() -> None:
