@@ -117,8 +117,8 @@ def read_grid(path: str | os.PathLike[str]) -> list[Recipe]:
         Naming the file, the key and the value that is wrong.
     """
     try:
-        with open(path, "rb") as file:
-            content = tomllib.load(file)
+        with open(path, encoding="utf-8-sig") as file:  # editors may begin it with a mark
+            content = tomllib.loads(file.read())
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; give a grid, see heads sweep --help") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -40,6 +40,12 @@ def test_lists_are_multiplied_and_scalars_hold_for_all(tmp_path: Path) -> None:
     assert [recipe.config for recipe in recipes] == wanted
 
 
+def test_a_byte_order_mark_is_no_part_of_a_grid(tmp_path: Path) -> None:
+    path = tmp_path / "grid.toml"
+    path.write_bytes(b"\xef\xbb\xbfcv = 3\r\nseed = [0, 1]\r\n")
+    assert [(r.config.cv, r.config.seed) for r in read_grid(path)] == [(3, 0), (3, 1)]
+
+
 def test_tables_are_added_and_a_recipe_is_made_once(tmp_path: Path) -> None:
     text = """
     beta = 1
