@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from featcache.errors import InputError
@@ -44,6 +44,28 @@ class Codes(dict[str, int]):
             raise Malformed(f"expected {self._what} without spaces, got {shown([key])}")
         self[key] = code = len(self)
         return code
+
+
+def refuse_unwritable(
+    path: str | os.PathLike[str],
+    what: str,
+    names: Iterable[str],
+    remedy: str,
+    spaces: bool = True,
+) -> None:
+    """Refuse names in a file of which a label file could not be written.
+
+    Raises
+    ------
+    InputError
+        Naming the file, the first of them and the remedy.
+    """
+    codes = Codes(what, spaces)
+    try:
+        for name in names:
+            codes[name]
+    except Malformed as fault:
+        raise InputError(f"{path}: {fault}; {remedy}") from None
 
 
 class _Confidences(dict[str, float]):

@@ -10,6 +10,7 @@ import numpy as np
 
 from featcache.annotations import read_labels, read_submission, write_labels
 from featcache.console import Interrupted, Progress, StopRequest
+from featcache.labelfiles import refuse_unwritable
 from heads.cacherows import hard
 from heads.fitting import FitConfig, fit
 from heads.given import named_files
@@ -71,7 +72,7 @@ def predict(
     predictor = Predictor.open(content, caches, strict, scores)
     refuse_existing(out, overwrite, [str(cache.path) for cache in predictor.caches])
     ids = predictor.ids
-    refuse_repeats(predictor.caches[0].path, ids)
+    _refuse_unwritable(content, predictor)
     files: list[str | os.PathLike[str]] = [content, *(c.path for c in predictor.caches)]
     job = job_of(files, strict, named_files(scores))
     with ChosenSets(out, job, len(predictor.classes)) as chosen:
@@ -81,6 +82,20 @@ def predict(
         chosen.discard()
     empty = sum(not labels for labels in sets)
     return Prediction(len(sets), empty, predictor.explanations())
+
+
+def _refuse_unwritable(content: str, predictor: Predictor) -> None:
+    """Refuse ids of which a submission could not be written once all is predicted."""
+    cache = predictor.caches[0].path
+    refuse_repeats(cache, predictor.ids)
+    refuse_unwritable(cache, "an image id", predictor.ids.tolist(), "write the cache with such ids")
+    refuse_unwritable(
+        content,
+        "a class id",
+        predictor.classes.tolist(),
+        "fit on caches with such class ids; words belong in class_names of FeatureCache.write",
+        spaces=False,
+    )
 
 
 def _choose(predictor: Predictor, chosen: ChosenSets) -> None:

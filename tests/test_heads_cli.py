@@ -747,6 +747,36 @@ def test_nothing_replaces_what_it_is_made_of(
         assert out.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("ids", "classes", "told"),
+    [
+        (None, ["red fox", "b", "c"], "a class id without spaces, got 'red fox'; fit on caches"),
+        (None, ["k" * 256, "b", "c"], "a class id of at most 255 printable characters without"),
+        ([" a", "b"], ["a", "b", "c"], "got ' a'; write the cache with such ids"),
+    ],
+)
+def test_ids_that_a_submission_cannot_hold_are_refused_before_anything_is_predicted(
+    ids: list[str] | None,
+    classes: list[str],
+    told: str,
+    tmp_path: Path,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    X, Y = rng.normal(size=(30, 4)), (rng.random((30, 3)) < 0.5).astype(float)
+    cache, head, out = (tmp_path / name for name in ("c.h5", "head.h5", "s.csv"))
+    rows = [f"i{k}" for k in range(30)]
+    FeatureCache.write(cache, X, rows, labels=Y, classes=classes)
+    assert run("fit", cache, "--cv", "3", "--dropout", "0.1", "--out", head).status == 0
+    if ids is not None:
+        FeatureCache.write(cache, X[:2], ids, classes=classes, overwrite=True)
+    monkeypatch.setattr(Predictor, "sets", lambda *_, **__: pytest.fail("something is predicted"))
+    named = head if ids is None else cache
+    refused(run("predict", head, "--caches", cache, "--out", out), f"{named}: expected", told)
+    assert {path.name for path in tmp_path.iterdir()} == {"c.h5", "head.h5"}
+
+
 @pytest.mark.parametrize("named", ["folder", "file"])
 def test_a_prediction_does_not_replace_a_cache_that_it_reads(
     named: str, head: Path, data: Path, tmp_path: Path, run: Run
