@@ -121,9 +121,8 @@ class TwoDomainCV(ShowsResults):
                 "out of fold, such as DropoutRidgeCV()"
             )
         X_val, Y_val = check_source(source)
-        target = _Rows.of(X, Y, check_groups(groups, len(X)), mask, missed)
-        kept = check_groups(source_groups, len(X_val), "source_groups")
-        home = _Rows.of(X_val, Y_val, kept, source_mask, source_missed)
+        target = _Rows.of(X, Y, groups, mask, missed)
+        home = _Rows.of(X_val, Y_val, source_groups, source_mask, source_missed, "source_groups")
         target.check_like(home)
         refuse_no_list(self.source_weights, "source_weights")
         weights = [float(w) for w in self.source_weights]
@@ -218,9 +217,14 @@ class _Rows:
     missed: Any
 
     @classmethod
-    def of(cls, X: Any, Y: Any, groups: Any, mask: Any, missed: Any) -> _Rows:
+    def of(cls, X: Any, Y: Any, groups: Any, mask: Any, missed: Any, name: str = "groups") -> _Rows:
         """With a masked array's mask beside it."""
+        X = X if hasattr(X, "shape") else np.asarray(X)
+        if issparse(X) or X.ndim not in (2, 3):
+            what = "sparse" if issparse(X) else f"of shape {X.shape}"
+            raise ValueError(f"X is {what}; give an array (n, d) or (n, v, d)")
         Y, mask = _unmasked(Y, mask)
+        groups = check_groups(groups, len(X), name)
         return cls(X, Y, groups, mask, missed)
 
     def __len__(self) -> int:

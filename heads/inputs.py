@@ -14,6 +14,8 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from scipy.sparse import csr_matrix, issparse
 
+from featcache.names import is_none
+
 Matrix: TypeAlias = "np.ndarray | csr_matrix"
 SomeRows = TypeVar("SomeRows", bound="LabelledRows")
 
@@ -278,7 +280,7 @@ def check_groups(groups: Any, n: int, name: str = "groups") -> np.ndarray | None
         raise ValueError(f"{name} has shape {groups.shape}; expected ({n},)")
     if groups.dtype.kind in "fO":
         for row, group in enumerate(groups.tolist()):
-            if group is None or group != group:  # NaN differs from itself
+            if is_none(group):
                 raise ValueError(
                     f"{name} is {group} at row {row}; give every row a group, one of its own where "
                     "it is alone"
