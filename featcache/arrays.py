@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix, issparse, spmatrix
 from featcache.annotations import Labels
 from featcache.contents import CacheContents
 from featcache.errors import InputError, reason_of
-from featcache.frames import by_class, by_id, is_frame, numbers
+from featcache.frames import by_row, by_row_and_class, is_frame, numbers
 from featcache.layout import FEATURE_DTYPE
 from featcache.names import Names, is_none, texts_of
 
@@ -49,25 +49,27 @@ class Given:
         """
         ids = texts_of("ids", self.ids)
         classes = None if self.classes is None else texts_of("classes", self.classes)
-        labels = self.labels
-        if is_frame(features):
-            features = by_id("features", features, ids).to_numpy()
-        if is_frame(labels):
-            labels, classes = by_class("labels", by_id("labels", labels, ids), classes)
-        source, (_, v, d) = as_features(features, len(ids))
-        weight, bias = as_array(self.weight), as_array(self.bias)
+        labels, classes = by_row_and_class("labels", self.labels, ids, classes)
+
+        def of_classes(what: str, values: Any) -> Any:
+            return by_row(what, values, classes, "a class")
+
+        source, (_, v, d) = as_features(by_row("features", features, ids), len(ids))
+        weight = as_array(of_classes("weight", self.weight))
+        bias = as_array(of_classes("bias", self.bias))
         contents = CacheContents(
             ids=ids,
             views=as_views(self.views, v),
             dim=d,
             labels=as_labels(labels, ids, classes),
             classes=classes,
-            class_names=self.class_names,
+            class_names=of_classes("class_names", self.class_names),
             weight=weight,
             bias=bias,
             provenance=with_network_id(self.provenance or {}, weight, bias, d),
         )
-        return source, contents, as_reasons(len(ids), self.valid, self.reasons)
+        valid, reasons = by_row("valid", self.valid, ids), by_row("reasons", self.reasons, ids)
+        return source, contents, as_reasons(len(ids), valid, reasons)
 
 
 def as_array(values: Any) -> Any:

@@ -329,13 +329,13 @@ class FeatureCache:
 
         Parameters
         ----------
-        features : (n, d) or (n, v, d) array, memmap, HDF5 dataset or tensor
+        features : (n, d) or (n, v, d) array, memmap, HDF5 dataset, tensor or table
             Rounded to float16; read a block at a time. Two dimensions are one view.
         ids : n str
         labels : Labels, sparse (n, K) or dense (n, K), optional
             A matrix has confidences in [0, 1]; NaN (dense) is unknown, and a row
-            of nothing else has no labels. `Labels` and tables of pandas are taken by
-            the names of rows and classes, of which they may have more.
+            of nothing else has no labels. `Labels` and tables of pandas, here and
+            elsewhere, are taken by names, of which they may have more.
         classes, class_names : K str, optional
             Default: those of the `Labels` or the table, or "0", "1", ...
         weight, bias : (K, d), (K,), optional

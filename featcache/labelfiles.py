@@ -46,7 +46,7 @@ class Codes(dict[str, int]):
         return code
 
 
-def refuse_unwritable(
+def refuse_unwritable_names(
     path: str | os.PathLike[str],
     what: str,
     names: Iterable[str],

@@ -12,6 +12,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from heads.inputs import refuse_all_unknown
 from heads.markup import Markup
 from heads.results import ShowsResults, rates_table
 from heads.selection import OutOfFold
@@ -108,6 +109,7 @@ class LinearHead(ClassifierMixin, ShowsResults, ABC):
         else:
             Y, known, self.classes_ = check_binary_target(Y, mask)
             self._binary = True
+        refuse_all_unknown(None if known is None else ~known, Y.shape)
         start = coef_init, intercept_init
         data = check_training_set(X, Y, known, sample_weight, groups, *start, missed)
         self.coef_init_ = data.coef_init

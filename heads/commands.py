@@ -10,7 +10,7 @@ import numpy as np
 
 from featcache.annotations import read_labels, read_submission, write_labels
 from featcache.console import Interrupted, Progress, StopRequest
-from featcache.labelfiles import refuse_unwritable
+from featcache.labelfiles import refuse_unwritable_names
 from heads.cacherows import hard
 from heads.fitting import FitConfig, fit
 from heads.given import named_files
@@ -88,8 +88,10 @@ def _refuse_unwritable(content: str, predictor: Predictor) -> None:
     """Refuse ids of which a submission could not be written once all is predicted."""
     cache = predictor.caches[0].path
     refuse_repeats(cache, predictor.ids)
-    refuse_unwritable(cache, "an image id", predictor.ids.tolist(), "write the cache with such ids")
-    refuse_unwritable(
+    refuse_unwritable_names(
+        cache, "an image id", predictor.ids.tolist(), "write the cache with such ids"
+    )
+    refuse_unwritable_names(
         content,
         "a class id",
         predictor.classes.tolist(),

@@ -15,14 +15,7 @@ from heads.ascent import Scored, class_thresholds, held_out_fbeta, shrunk
 from heads.cuts import Limits, apply_threshold, best_cut, best_global_threshold
 from heads.expected import expected_fbeta_sets
 from heads.folds import check_folds
-from heads.inputs import (
-    LabelledRows,
-    Matrix,
-    check_beta,
-    check_labels,
-    check_rows,
-    refuse_all_unknown,
-)
+from heads.inputs import LabelledRows, Matrix, check_beta, check_labels, check_rows
 from heads.metrics import weighted_mean
 from heads.shrinkage import cautious, check_strengths
 
@@ -89,8 +82,8 @@ class Decision(BaseEstimator, ABC):
             missed,
             probabilities=self._probabilities,
             unlabelled=not self._learns,
+            learns=self._learns,
         )
-        refuse_all_unknown(rows.unknown, rows.P.shape)
         self._fit(rows, groups)
         self.n_features_in_ = rows.P.shape[1]
         return self

@@ -222,7 +222,8 @@ class _Rows:
         X = X if hasattr(X, "shape") else np.asarray(X)
         if issparse(X) or X.ndim not in (2, 3):
             what = "sparse" if issparse(X) else f"of shape {X.shape}"
-            raise ValueError(f"X is {what}; give an array (n, d) or (n, v, d)")
+            whose = "X" if name == "groups" else "X of the source"
+            raise ValueError(f"{whose} is {what}; give an array (n, d) or (n, v, d)")
         Y, mask = _unmasked(Y, mask)
         groups = check_groups(groups, len(X), name)
         return cls(X, Y, groups, mask, missed)

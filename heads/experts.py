@@ -275,7 +275,7 @@ def _check(config: ExpertConfig) -> None:
 def _unseen(Z: np.ndarray, Y: np.ndarray, network: Linear, seen: np.ndarray) -> Linear:
     """The network's head, its labels without positives at the rate that Stage 1 has of them."""
     b = network.b.copy()
-    rest = np.setdiff1d(np.arange(len(b)), seen)
+    rest = np.setdiff1d(np.flatnonzero(~np.isnan(Y).all(axis=0)), seen)
     if len(rest):
         rare = DropoutLogistic(min_positives=len(Z) + 1).fit(
             Z, Y[:, rest], coef_init=network.W[rest], intercept_init=b[rest]

@@ -275,11 +275,12 @@ def check_groups(groups: Any, n: int, name: str = "groups") -> np.ndarray | None
     """Groups of n rows as (n,), or None where each row is one by itself; none may be missing."""
     if groups is None:
         return None
+    listed = groups if isinstance(groups, list | tuple) else None  # where NaN is not text yet
     groups = np.asarray(groups)
     if groups.shape != (n,):
         raise ValueError(f"{name} has shape {groups.shape}; expected ({n},)")
-    if groups.dtype.kind in "fO":
-        for row, group in enumerate(groups.tolist()):
+    if listed is not None or groups.dtype.kind in "fOM":
+        for row, group in enumerate(groups.tolist() if listed is None else listed):
             if is_none(group):
                 raise ValueError(
                     f"{name} is {group} at row {row}; give every row a group, one of its own where "
@@ -361,6 +362,7 @@ def check_rows(
     probabilities: bool = False,
     soft: bool = False,
     unlabelled: bool = False,
+    learns: bool = False,
 ) -> LabelledRows:
     """What every rule and every score of scores takes, checked.
 
@@ -384,6 +386,6 @@ def check_rows(
     P = check_probabilities(P) if probabilities else check_scores(P)
     if Y is None and unlabelled:
         Y = csr_matrix(P.shape)
-    truth, unknown = check_truth(Y, mask, P.shape, soft)
+    truth, unknown = check_truth(Y, mask, P.shape, soft, learns)
     n = len(P)
     return LabelledRows(P, truth, unknown, check_weights(sample_weight, n), check_missed(missed, n))

@@ -58,7 +58,7 @@ class DropoutLogistic(LinearHead):
     min_positives : int
         A label with fewer positive training images, or of one class, keeps W0
         and takes one bias shift shared by all such labels, which matches their
-        number of positives (plus 1/2); without W0 its bias is
+        number of positives (plus 1/2); without W0 and b0 its bias is
         logit((n_pos + 1/2) / (n + 1)).
     tol : float
         A label stops where g' H g / 2, an estimate of what is left to gain (H that

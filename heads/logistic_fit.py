@@ -24,7 +24,7 @@ from heads.rare import label_counts, logistic_rare_bias, trainable
 from heads.selection import Start
 from heads.training import TrainingSet, label_patterns
 
-_LABELS = 256  # of one product, at most
+_LABELS = (64, 256)  # of one product
 _ENTRIES = 1 << 22  # margins of a chunk, of which about ten copies are held
 
 
@@ -166,7 +166,7 @@ class LogisticFit:
         self.chunks = []
         for labels, known in label_patterns(data.known, images, np.flatnonzero(trained)):
             rows = Rows(data, known, objective, axes, test)
-            most = min(_LABELS, max(1, _ENTRIES // (len(known) * data.n_views)))
+            most = int(np.clip(_ENTRIES // (len(known) * data.n_views), *_LABELS))
             number = -(-len(labels) // most)
             # Labels that take long and labels that do not are side by side.
             self.chunks += [Chunk(rows, labels[first::number]) for first in range(number)]

@@ -119,19 +119,21 @@ class Paths:
         margin = np.zeros((data.n_images, data.n_labels), data.dtype)
         variance = np.zeros_like(margin)
 
-        def fill(part: _HeldOut) -> None:  # entries of its own
-            test = self.folds[part.fold][1]
+        for part in parts:
             if part.scores is not None:
-                at = np.ix_(test, part.labels)
+                at = np.ix_(self.folds[part.fold][1], part.labels)
                 margin[at], variance[at] = part.scores
-            if part.weights is not None:
-                D, b = part.weights
-                for run in data.chunks(test):
-                    X, at = data.view_means(run), np.ix_(run, part.labels)
+
+        def multiply(fold: int) -> None:  # rows of its own
+            mine = [(p.labels, *p.weights) for p in parts if p.fold == fold and p.weights]
+            for run in data.chunks(self.folds[fold][1]) if mine else ():
+                X = data.view_means(run)
+                for labels, D, b in mine:
+                    at = np.ix_(run, labels)
                     margin[at] = X @ D.T + b
                     variance[at] = margin_variance(X, D, rho)
 
-        for _ in self.run(fill, parts):
+        for _ in self.run(multiply, range(len(self.folds))):
             pass
         return margin, variance
 

@@ -40,7 +40,7 @@ class DropoutRidge(LinearHead):
     min_positives : int
         A label with fewer positive training images, or of one class, keeps W0
         and takes one bias shift, the mean residual of all such labels; without
-        W0 its bias is its mean target.
+        W0 and b0 its bias is its mean target.
 
     Attributes
     ----------

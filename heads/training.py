@@ -21,7 +21,6 @@ from heads.inputs import (
     check_groups,
     check_missed,
     check_weights,
-    refuse_all_unknown,
     split_masked,
 )
 
@@ -46,7 +45,7 @@ class TrainingSet:
     coef_init, intercept_init : (K, d) and (K,) `dtype`, or None and None
         W0 and b0.
     base : (n, v, K) `dtype` or None
-        X W0' + b0 of every row; None without W0.
+        X W0' + b0 of every row; None without W0 and b0.
     missed : (n,)
         True labels outside the K.
     """
@@ -91,7 +90,7 @@ class TrainingSet:
         return np.repeat(self.weight[images] / self.n_views, self.n_views)
 
     def row_base(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
-        """(m v, k) base margins of these rows, or None without W0."""
+        """(m v, k) base margins of these rows, or None without W0 and b0."""
         if self.base is None:
             return None
         return self.base[images][:, :, labels].reshape(-1, len(labels))
@@ -111,7 +110,7 @@ class TrainingSet:
         return view_means(self.X, images, self.dtype)
 
     def base_means(self, images: np.ndarray) -> np.ndarray | None:
-        """(m, K) mean base margin over the views, or None without W0."""
+        """(m, K) mean base margin over the views, or None without W0 and b0."""
         return None if self.base is None else self.base[images].mean(axis=1)
 
 
@@ -292,7 +291,6 @@ def check_targets(Y: Any, mask: Any) -> tuple[np.ndarray, np.ndarray | None]:
         unknown |= _check_mask(mask, Y.shape)
     some = bool(unknown.any())
     if some:
-        refuse_all_unknown(unknown, Y.shape)
         Y = np.where(unknown, 0, Y).astype(Y.dtype, copy=False)
     wrong = (Y < 0) | (Y > 1)
     if wrong.any():

@@ -220,6 +220,16 @@ def test_a_class_without_positives_keeps_the_networks_weights() -> None:
     assert expit(head.adapted.margins(X)[:, 0]).sum() < 2
 
 
+def test_a_class_that_stage_1_knows_nothing_of_keeps_the_network_whole() -> None:
+    Y = STAGE_1.Y.astype(float)
+    Y[:, 2] = np.nan
+    chain = fitted(Y, calibration=None)
+    assert np.isfinite(chain.for_domain(X).predict_proba(X_TEST)).all()
+    for model in chain.model_.targets.values():
+        np.testing.assert_allclose(model.W[2], W0[2], rtol=1e-5)
+        assert model.b[2] == pytest.approx(B0[2])
+
+
 def test_nothing_positive_is_refused() -> None:
     with pytest.raises(ValueError, match="no positive label"):
         fitted(np.zeros_like(STAGE_1.Y))

@@ -60,13 +60,26 @@ def test_features_and_single_columns_are_taken_by_name(tmp_path: Path) -> None:
 def test_numbers_as_ids_are_names_unless_pandas_counted(tmp_path: Path) -> None:
     ids = [3, 1, 0, 2]
     named = TABLE.set_index(np.array(ids)).sort_index()
-    default = TABLE.reset_index(drop=True)
-    # What begins at 0 and goes on by 1 may be either; rows are in place then.
-    assert named.index.tolist() == default.index.tolist()
-    assert_array_equal(truth(write(tmp_path, labels=default, ids=ids)), Y)
-    others = [30, 10, 0, 20]
-    named = TABLE.set_index(np.array(others)).sort_index()
-    assert_array_equal(truth(write(tmp_path, labels=named, ids=others, overwrite=True)), Y)
+    counted = TABLE.reset_index(drop=True)
+    assert named.index.tolist() == counted.index.tolist()
+    for labels in (named, counted):
+        assert_array_equal(truth(write(tmp_path, labels=labels, ids=ids, overwrite=True)), Y)
+
+
+def test_what_is_beside_features_and_labels_is_taken_by_name_too(tmp_path: Path) -> None:
+    flags = pd.Series([True, False, True, True], index=IDS).sort_index()
+    why = pd.Series([None, "blurred", None, None], index=IDS, dtype=object).sort_index()
+    W = pd.DataFrame(np.eye(3, 2), index=CLASSES).iloc[::-1]
+    b = pd.Series([1.0, 2, 3], index=CLASSES).iloc[::-1]
+    words = pd.Series(["Cat", "Dog", "Owl"], index=CLASSES).iloc[[1, 2, 0]]
+    beside = {"weight": W, "bias": b, "class_names": words}
+    cache = write(tmp_path, labels=TABLE, valid=flags, reasons=why, **beside)
+    assert_array_equal(cache.valid, [True, False, True, True])
+    assert_array_equal(cache.weight, np.eye(3, 2))
+    assert_array_equal(cache.bias, [1, 2, 3])
+    assert_array_equal(cache.class_names, ["Cat", "Dog", "Owl"])
+    alone = FeatureCache.write(tmp_path / "alone.h5", X, IDS, TABLE["dog"])
+    assert_array_equal(alone.classes, ["dog"])
 
 
 def test_what_a_table_does_not_tell_is_unknown(tmp_path: Path) -> None:
@@ -83,14 +96,16 @@ def test_what_a_table_does_not_tell_is_unknown(tmp_path: Path) -> None:
         (TABLE, ["cat", "dog", "bee"], "no column is named 'bee'.*labels.to_numpy"),
         (TABLE.iloc[:2], None, "no row is named 'd'"),
         (TABLE.reset_index(drop=True).iloc[:2], CLASSES, "a row for each id"),
+        (TABLE.set_index(np.array([7, 3, 9, 4])), None, "no row is named '5'"),
         (TABLE.astype(str).replace("1", "yes"), None, "no matrix of numbers"),
     ],
 )
 def test_names_that_do_not_fit_are_refused(
     tmp_path: Path, labels: Any, classes: Any, message: str
 ) -> None:
+    ids = [7, 3, 9, 5] if 7 in labels.index else IDS
     with pytest.raises(InputError, match=message):
-        write(tmp_path, labels=labels, classes=classes)
+        write(tmp_path, labels=labels, classes=classes, ids=ids)
 
 
 def test_sparse_features_and_ids_that_numpy_would_cut_are_refused(tmp_path: Path) -> None:

@@ -356,7 +356,7 @@ def test_held_out_scores_are_those_of_weights_kept_instead(
     fits = []
     for weights in (True, False):
         monkeypatch.setattr("heads.logistic.Paths", partial(paths, weights=weights))
-        monkeypatch.setattr("heads.logistic_fit._ENTRIES", 200 if weights else 10**6)
+        monkeypatch.setattr("heads.logistic_fit._LABELS", (1, 2 if weights else 256))
         fits.append(clone(head).fit(**data))
     assert kept == [True, True]  # as many images as here are few weights
     for name in ("oof_decision_function_", "oof_predict_proba_", "coef_", "intercept_"):
@@ -713,6 +713,7 @@ def test_an_intercept_alone_stands_beside_weights_of_zero(noise: str) -> None:
         lambda X, Y: DropoutLogisticCV((0.5,)).fit(X, Y),
         lambda X, Y: DropoutRidgeCV((0.5,)).fit(X, Y),
         lambda X, Y: DropoutRidge().fit(X, np.zeros(Y.shape), mask=np.isnan(Y)),
+        lambda X, Y: DropoutRidgeCV((0.5,)).fit(X, np.arange(len(X)) % 2, mask=np.isnan(Y[:, 0])),
         lambda X, Y: GlobalThreshold().fit(expit(X[:, :4]), Y),
         lambda X, Y: Blend().fit([expit(X[:, :4])] * 2, Y),
     ],

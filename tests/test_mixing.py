@@ -95,20 +95,26 @@ def test_a_blend_of_both_domains_is_that_of_the_arrays(data: Path, tmp_path: Pat
 
 
 def test_the_source_constrains_unless_the_target_is_to_decide_alone(
-    data: Path, tmp_path: Path
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def weights(**options: Any) -> list[float]:
+    one = [path for path in both(data) if "both0" in path]
+
+    def weights(heads: list[str] = one, **options: Any) -> list[float]:
         out = str(tmp_path / "b.h5")
-        made = commands.blend(BlendConfig(both(data), out, cv=0, overwrite=True, **options))
+        made = commands.blend(BlendConfig(heads, out, cv=0, overwrite=True, **options))
         chosen: list[float] = made.provenance["weights"]
         assert ("source" in made.provenance["chosen_on"]) == bool(made.blend.max_source_loss)
         return chosen
 
-    assert weights() == weights(max_source_loss=MAX_SOURCE_LOSS)
     alone = weights(max_source_loss=np.inf)
-    target = join(both(data), open_members(both(data)))[0]
+    target = join(one, open_members(one))[0]
     expected = Blend().fit(target.scores, target.truth.Y)
     assert alone == pytest.approx(expected.weights_.tolist())
+    assert weights() == alone  # 80 images of the source are too few
+    monkeypatch.setattr("heads.mixing.ENOUGH", 80)
+    constrained = commands.blend(BlendConfig(one, str(tmp_path / "c.h5"), cv=0))
+    assert constrained.provenance["chosen_on"] == {"target": 120, "source": 80}
+    assert constrained.provenance["weights"] == weights(max_source_loss=MAX_SOURCE_LOSS)
     assert weights(method="simplex") == weights(method="simplex", max_source_loss=np.inf)
 
 

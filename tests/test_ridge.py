@@ -657,6 +657,7 @@ def test_moments_add_up_in_any_split() -> None:
         ({"intercept_init": np.zeros(3)}, r"intercept_init has shape \(3,\)"),
         ({"groups": np.zeros(3)}, r"groups has shape \(3,\)"),
         ({"groups": np.array(["a"] * 19 + [None])}, "groups is None at row 19; give every row a"),
+        ({"groups": ["a"] * 19 + [np.nan]}, "groups is nan at row 19"),
         ({"groups": np.array([0.0] * 19 + [np.nan])}, "groups is nan at row 19; give every row a"),
         ({"Y": np.zeros((20, 0))}, r"Y has shape \(20, 0\); expected .* at least one"),
         ({"sample_weight": -np.ones(20)}, "sample_weight is -1.0 at row 0"),
