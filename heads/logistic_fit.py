@@ -24,7 +24,7 @@ from heads.rare import label_counts, logistic_rare_bias, trainable
 from heads.selection import Start
 from heads.training import TrainingSet, label_patterns
 
-_LABELS = (64, 256)  # of one product
+_LABELS = (64, 256)  # of one product, at least and at most
 _ENTRIES = 1 << 22  # margins of a chunk, of which about ten copies are held
 
 

@@ -16,13 +16,7 @@ from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import assert_all_finite
 
-from heads.inputs import (
-    Matrix,
-    check_groups,
-    check_missed,
-    check_weights,
-    split_masked,
-)
+from heads.inputs import Matrix, check_groups, check_missed, check_weights, split_masked
 
 _CHUNK_BYTES = 1 << 25  # converted features that are held at once
 
