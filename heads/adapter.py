@@ -20,6 +20,8 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from heads.lapack import eigh
+
 _STEPS = 100
 _BIAS = 0.1  # strength of the biases' pull: a label with one positive hardly feels it
 _RANK = 256
@@ -112,8 +114,8 @@ class _Problem:
         base = Z @ W.T + b
         p = expit(base)
         h = (a * np.maximum(p * (1 - p), 1e-4)).sum(axis=0)
-        s, left = np.linalg.eigh((W.T * (h / weight.sum())) @ W)
-        e, right = np.linalg.eigh((Z.T * weight) @ Z)
+        s, left = eigh((W.T * (h / weight.sum())) @ W)
+        e, right = eigh((Z.T * weight) @ Z)
         left, right = left[:, -_RANK:], right[:, -_RANK:]
         curvature = np.maximum(s[-_RANK:], 0)[:, None] * np.maximum(e[-_RANK:], 0)
         return cls(Z @ right, Y.astype(Z.dtype), a, W @ left, base, W, b, left, right, curvature, h)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from heads.dropout import second_moments
+from heads.lapack import eigh
 from heads.training import TrainingSet
 
 _CHEAP = 256  # features, of which any part of the rows has axes of its own
@@ -105,7 +106,7 @@ def principal_axes(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
     weighted = rows * np.sqrt(weight).astype(rows.dtype)[:, None]
     by_rows = rows.shape[0] < rows.shape[1]
     gram = weighted @ weighted.T if by_rows else weighted.T @ weighted
-    values, vectors = np.linalg.eigh(gram)
+    values, vectors = eigh(gram)
     kept = values > len(gram) * np.finfo(gram.dtype).eps * max(float(values[-1]), 0.0)
     axes = vectors[:, kept].T
     return (axes / np.sqrt(values[kept])[:, None]) @ weighted if by_rows else axes
@@ -156,5 +157,5 @@ class PrincipalAxes:
                     rows = scaled.features(data.rows(run))
                     rows *= np.sqrt(data.row_weight(run)).astype(rows.dtype)[:, None]
                     gram += rows.T @ rows
-                self.made[divided] = np.linalg.eigh(gram)[1].T
+                self.made[divided] = eigh(gram)[1].T
             return self.made[divided]

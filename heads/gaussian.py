@@ -184,7 +184,7 @@ class GaussianBatch(RowBatch):
         self.variance = self._spread(W * W)
         self.age = 0
         self.h = np.empty_like(self.margin)  # times a
-        self.by_label += ["rho", "penalty", "variance", "h"]
+        self.by_label += ["rho", "penalty", "variance", "h", "M"]
         self._look_at_all()
 
     def _spread(self, products: np.ndarray) -> np.ndarray:

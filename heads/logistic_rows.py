@@ -152,5 +152,5 @@ class Rows:
             squares = data.rows(images) * at.basis
             squares *= squares
         held = None if self.test is None else at.features(data.view_means(self.test))
-        rows = WeightedRows.of(features_of(data, images, at), self.weight)
+        rows = WeightedRows.of(features_of(data, images, at), self.weight, data.n_views)
         return Space(key, at, m, rows, squares, held)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
 
+from heads.curvature import LEAST, Curvature, rows_apart
 from heads.newton import Batch, dot
 
 _TRUST = 8.0  # times the greatest margin: how far it may be tried
@@ -36,19 +38,34 @@ class WeightedRows:
         a, in the type of Z.
     diagonal : (r,)
         e_j = sum_i a_i z_ij^2.
+    views : int
+        Rows side by side that are of one image.
     """
 
     Z: np.ndarray
     weight: np.ndarray
     diagonal: np.ndarray
+    views: int = 1
 
     @classmethod
-    def of(cls, Z: np.ndarray, weight: np.ndarray) -> WeightedRows:
+    def of(cls, Z: np.ndarray, weight: np.ndarray, views: int) -> WeightedRows:
         weight = weight.astype(Z.dtype)
-        return cls(Z, weight, np.einsum("ij,ij,i->j", Z, Z, weight))
+        return cls(Z, weight, np.einsum("ij,ij,i->j", Z, Z, weight), views)
 
     def without_features(self) -> WeightedRows:
         return WeightedRows(self.Z[:, :0], self.weight, self.diagonal[:0])
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """(n / views, r) mean rows."""
+        if self.views == 1:
+            return self.Z
+        return self.Z.reshape(-1, self.views, self.Z.shape[1]).mean(axis=1)
+
+    @property
+    def apart(self) -> int:
+        """How many images a label's curvature tells from all others; see `Curvature`."""
+        return rows_apart(len(self.Z), self.views) if self.Z.shape[1] else 0
 
 
 class RowBatch(Batch):
@@ -78,6 +95,7 @@ class RowBatch(Batch):
         b: np.ndarray,
         margin: np.ndarray | None = None,
     ) -> None:
+        self.rows = rows
         self.Z, self.weight, self.diagonal = rows.Z, rows.weight, rows.diagonal
         self.total = rows.weight.sum()
         self.Y = Y
@@ -91,7 +109,7 @@ class RowBatch(Batch):
         self.r = np.empty_like(self.margin)  # a (expected sigma(mu) - y)
         self.c = np.empty_like(self.b)
         self.reach = np.empty_like(self.b)
-        self.by_label = ["Y", "margin", "W", "b", "r", "c", "reach", "M"]
+        self.by_label = ["Y", "margin", "W", "b", "r", "c", "reach"]
 
     def _margins(self, W: np.ndarray, b: np.ndarray) -> np.ndarray:
         margin = times_transposed(W, self.Z)
@@ -170,7 +188,8 @@ class LogisticBatch(RowBatch):
 
     M is the Hessian's diagonal at an even row weight, c_k e_j + penalty_kj with
     c_k = mean of s (1 - s) and e_j = sum_i a_i z_ij^2: near the whole Hessian
-    where Z lies along principal axes.
+    where Z lies along principal axes. Of many rows some are set apart, see
+    :class:`Curvature`, as they count at the start.
 
     Parameters
     ----------
@@ -190,6 +209,7 @@ class LogisticBatch(RowBatch):
         super().__init__(rows, Y, offset, W, b, margin)
         self.penalty = penalty
         self.by_label.append("penalty")
+        self.curvature: Curvature | None = None
         for labels in self.blocks(len(self.b)):
             self._look(labels, self.margin[labels])
 
@@ -199,19 +219,49 @@ class LogisticBatch(RowBatch):
         self._note(labels, margin, p, h @ self.weight)
 
     def gradient(self) -> tuple[np.ndarray, np.ndarray]:
-        self.M = (self.c / self.total)[:, None] * self.diagonal + self.penalty
+        if self.rows.apart and self.curvature is None:
+            self.curvature = self._curvature(self.rows.apart)
         return self.r @ self.Z + self.penalty * self.W, self.r.sum(axis=1)
 
+    def _diagonal(self, c: np.ndarray) -> np.ndarray:
+        return (c / self.total)[:, None] * self.diagonal + self.penalty
+
+    def _curvature(self, number: int) -> Curvature:
+        """With the images of most curvature set apart."""
+        k, views = len(self.b), self.rows.views
+        at, h = np.empty((k, number), np.int64), np.empty((k, number), self.Z.dtype)
+        for labels in self.blocks(k):
+            each = self._h(self.margin[labels])
+            if views > 1:
+                each = each.reshape(len(each), -1, views).sum(axis=2)
+            at[labels] = np.argpartition(each, -number, axis=1)[:, -number:]
+            h[labels] = np.take_along_axis(each, at[labels], axis=1)
+        c = self.c - h.sum(axis=1)
+        np.maximum(c, LEAST * self.c, out=c)
+        return Curvature(self._diagonal(c), c, self.rows.images, at, h)
+
+    def _h(self, margin: np.ndarray) -> np.ndarray:
+        """a s (1 - s)."""
+        h = tail(margin)
+        h *= 1 - h
+        h *= self.weight
+        return h
+
     def precondition(self, g: np.ndarray, g_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return g / self.M, g_b / self.c
+        if self.curvature is not None:
+            return self.curvature.solve(g, g_b)
+        return g / self._diagonal(self.c), g_b / self.c
+
+    def keep(self, kept: np.ndarray) -> None:
+        super().keep(kept)
+        if self.curvature is not None:
+            self.curvature.keep(kept)
 
     def second(self) -> np.ndarray:
         second = self.square.copy()
         for labels in self.blocks(len(self.b)):
-            p = tail(self.margin[labels])
-            p *= 1 - p
-            p *= self.weight
-            second[labels] += np.einsum("kn,kn,kn->k", p, self.q[labels], self.q[labels])
+            q = self.q[labels]
+            second[labels] += np.einsum("kn,kn,kn->k", self._h(self.margin[labels]), q, q)
         return second
 
     def slope(self, t: np.ndarray, part: np.ndarray) -> np.ndarray:

@@ -123,15 +123,22 @@ class Moments:
         """(k,) sum_i a_i (t_i - b - D x_i)^2; products in the type of D (k, d)."""
         c = b + D @ self.origin
         triangle = self._xx32 if D.dtype == np.float32 else self.xx
-        fitted = 2 * np.einsum("kj,kj->k", D @ triangle, D, dtype=np.float64)
-        fitted -= (D * D) @ np.diag(self.xx)
-        crossed = np.einsum("kj,jk->k", D, self.xt)
+        fitted = -((D * D) @ np.diag(self.xx))
+        for start in range(0, D.shape[1], _COLUMNS // 2):
+            at = slice(start, start + _COLUMNS // 2)
+            some = D[:, start:] @ triangle[start:, at]  # zeros above
+            fitted += 2 * np.einsum("kj,kj->k", some, D[:, at], dtype=np.float64)
+        crossed = np.einsum("kj,kj->k", D, self._tx)
         linear = D @ self.x
         return fitted + 2 * c * linear + c * c * self.weight - 2 * (crossed + c * self.t) + self.tt
 
     @cached_property
     def _xx32(self) -> np.ndarray:
         return self.xx.astype(np.float32)
+
+    @cached_property
+    def _tx(self) -> np.ndarray:
+        return np.ascontiguousarray(self.xt.T)
 
     @property
     def mean_x(self) -> np.ndarray:

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import linalg
 
 from heads.dropout import second_moments
 from heads.features import inverse_root
+from heads.lapack import cholesky, cholesky_solve, eigh
 from heads.moments import Moments
 
 _SAFE = 1e-4  # of the penalty: rounding errors of a Gram matrix that are let pass
@@ -64,11 +64,9 @@ class _Factor:
             shifted = gram.copy()
             shifted.flat[:: len(gram) + 1] += gram.dtype.type(size)
             # Its transpose is the same matrix in LAPACK's order, which is not copied.
-            self.cholesky = linalg.cho_factor(
-                shifted.T, lower=True, overwrite_a=True, check_finite=False
-            )
+            self.factor = cholesky(shifted.T)
             return
-        values, vectors = np.linalg.eigh(gram.astype(np.float64))
+        values, vectors = eigh(gram.astype(np.float64))
         cut = len(gram) * np.finfo(gram.dtype).eps * max(values[-1], 0.0)
         kept = vectors[:, values > cut]
         self.pseudo = (kept / values[values > cut]) @ kept.T
@@ -78,15 +76,13 @@ class _Factor:
         """(gram + size I)^-1 B."""
         if self.pseudo is not None:
             return (self.pseudo @ B).astype(B.dtype, copy=False)
-        B = B.astype(self.cholesky[0].dtype, copy=False)
-        return linalg.cho_solve(self.cholesky, B, check_finite=False)
+        return cholesky_solve(self.factor, B)
 
     def residual_maker(self) -> np.ndarray:
         """size (gram + size I)^-1 = I - gram (gram + size I)^-1."""
         if self.pseudo is not None:
             return self.kernel
-        factor = self.cholesky[0]
-        return self.size * self.solve(np.eye(len(factor), dtype=factor.dtype))
+        return self.size * self.solve(np.eye(len(self.factor), dtype=self.factor.dtype))
 
 
 @dataclass(frozen=True)
@@ -176,7 +172,7 @@ class RowSystem:
         made, factor = self._at(rho)
         assert made.cross is not None
         if len(made.cross) < self.targets.shape[1]:
-            margins = factor.solve(np.ascontiguousarray(made.cross.T)).T @ self.targets
+            margins = factor.solve(made.cross.T).T @ self.targets
         else:
             margins = made.cross @ factor.solve(self.targets)
         return (margins + self.mean_t).astype(self.targets.dtype, copy=False)
@@ -217,7 +213,8 @@ class FeatureSystem:
         self.dtype = dtype
         self.mean_x, self.mean_t = moments.mean_x, moments.mean_t
         self.m = moments.raw
-        self.xx, self.xt = moments.centred()
+        self.xx, xt = moments.centred()
+        self.tx = np.ascontiguousarray(xt.T)
         self._made: _Gram | None = None
 
     def rounds_badly(self, rho: float) -> bool:
@@ -239,8 +236,8 @@ class FeatureSystem:
     def coefficients(self, rho: float) -> tuple[np.ndarray, np.ndarray]:
         """D (k, d) and b (k,)."""
         made, size = self._gram(rho, self.dtype)
-        right = (self.xt * made.scale[:, None]).astype(self.dtype, copy=False)
-        D = _Factor(made.gram, size).solve(right).T * made.scale
+        right = (self.tx * made.scale).astype(self.dtype, copy=False)
+        D = _Factor(made.gram, size).solve(right.T).T * made.scale
         return _with_intercept(D, self.mean_x, self.mean_t.astype(self.dtype))
 
     def held_out(
@@ -252,7 +249,7 @@ class FeatureSystem:
         rows = (X - self.mean_x) * made.scale * root[:, None]
         targets = (T - self.mean_t) * root[:, None]
         unit = np.sqrt(weight / weight.sum())
-        solved = _Factor(made.gram, size).solve(np.ascontiguousarray(rows.T)).T
+        solved = _Factor(made.gram, size).solve(rows.T).T
         residual = targets - rows @ (solved.T @ targets)
 
         def block(at: np.ndarray) -> np.ndarray:

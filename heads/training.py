@@ -91,7 +91,8 @@ class TrainingSet:
 
     def row_targets(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """(m v, k) targets of these rows."""
-        Y = self.Y[np.ix_(images, labels)]
+        whole = len(labels) == self.n_labels
+        Y = self.Y[images] if whole else self.Y[np.ix_(images, labels)]
         return Y if self.n_views == 1 else np.repeat(Y, self.n_views, axis=0)
 
     def chunks(self, images: np.ndarray) -> Iterator[np.ndarray]:
