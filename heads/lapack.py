@@ -116,7 +116,9 @@ def _call(name: str, dtype: np.dtype[Any], *arguments: str | int | np.ndarray) -
         if isinstance(value, np.ndarray):
             pointers.append(value.ctypes.data)
             continue
-        held.append(ctypes.c_char(value.encode()) if isinstance(value, str) else ctypes.c_int(value))
+        held.append(
+            ctypes.c_char(value.encode()) if isinstance(value, str) else ctypes.c_int(value)
+        )
         pointers.append(ctypes.addressof(held[-1]))
     _routine(_KINDS[dtype.char] + name)(*pointers)
     if held[-1].value:
