@@ -110,9 +110,9 @@ class _Course:
             if self.offset is not None:
                 margin += self.offset
             return Point(np.inf, W, b, margin)
-        D, known = start.D[self.labels], start.folds[self.labels] > 0
+        D, bias, known = start.mean(self.labels)
         W[known] = space.at.weights(D)[known]
-        b[known] = (start.b[self.labels] + D @ space.at.mean)[known]
+        b[known] = (bias + D @ space.at.mean)[known]
         return Point(0.0, W, b, None)
 
     def _intercepts(self, space: Space) -> np.ndarray:

@@ -21,6 +21,8 @@ from heads.parallel import Map
 from heads.selection import OutOfFold, Start
 from heads.training import TrainingSet
 
+_AVERAGED = 1 << 20  # scores that are made at once
+
 
 @dataclass(frozen=True)
 class _HeldOut:
@@ -97,16 +99,22 @@ class Paths:
             self.follow(np.array([dropout]))
         start = self._start(dropout)
         self.starts.pop(dropout, None)
+        if self.weakest is not None and start is self.weakest[1]:
+            start = start.copy()  # what is given away may be changed
         margin, variance = self._scores(self.held.pop(dropout), float(rho_from_dropout(dropout)))
-        data = self.data
-        for fit, (_, test) in zip(self.fits, self.folds, strict=True):
-            margin[np.ix_(test, fit.rare)] = fit.rare_bias
-            base = data.base_means(test)
-            if base is not None and data.intercept_init is not None:
-                margin[test] += base
-                margin[np.ix_(test, fit.rare)] -= data.intercept_init[fit.rare]
-        probability = noise_averaged_probability(margin, variance)
-        return OutOfFold(margin, probability, start)
+        return OutOfFold(margin, self._probability(margin, variance), start)
+
+    def _probability(self, margin: np.ndarray, variance: np.ndarray) -> np.ndarray:
+        """Noise-averaged ones, some rows at a time."""
+        P = np.empty_like(margin)
+
+        def average(rows: slice) -> None:
+            P[rows] = noise_averaged_probability(margin[rows], variance[rows])
+
+        step = max(1, _AVERAGED // max(1, margin.shape[1]))
+        for _ in self.run(average, (slice(at, at + step) for at in range(0, len(P), step))):
+            pass
+        return P
 
     def _kept(self, fold: int, labels: np.ndarray, fitted: Fitted) -> _HeldOut:
         if fitted.margin is None or fitted.variance is None:
@@ -114,11 +122,12 @@ class Paths:
         return _HeldOut(fold, labels, scores=(fitted.margin, fitted.variance))
 
     def _scores(self, parts: list[_HeldOut], rho: float) -> tuple[np.ndarray, np.ndarray]:
-        """Margins, W0 and b0 apart, and variances (n, K) of what is kept of a rate."""
+        """Margins and variances (n, K) of what is kept of a rate."""
         data = self.data
-        margin = np.zeros((data.n_images, data.n_labels), data.dtype)
+        margin = np.empty((data.n_images, data.n_labels), data.dtype)
         variance = np.zeros_like(margin)
-
+        for fit, (_, test) in zip(self.fits, self.folds, strict=True):
+            margin[test] = self._untrained(fit)
         for part in parts:
             if part.scores is not None:
                 at = np.ix_(self.folds[part.fold][1], part.labels)
@@ -135,14 +144,26 @@ class Paths:
 
         for _ in self.run(multiply, range(len(self.folds))):
             pass
+        for _, test in self.folds:
+            base = data.base_means(test)
+            if base is not None:
+                margin[test] += base
         return margin, variance
 
+    def _untrained(self, fit: LogisticFit) -> np.ndarray:
+        """(K,) margins of labels that a fold does not train, W0 apart; 0 of the others."""
+        margin = np.zeros(self.data.n_labels, self.data.dtype)
+        margin[fit.rare] = fit.rare_bias
+        if self.data.intercept_init is not None:  # b0 is in the base margins
+            margin[fit.rare] -= self.data.intercept_init[fit.rare]
+        return margin
+
     def _start(self, dropout: float) -> Start:
-        """The mean weights of the folds at a rate."""
+        """The weights of the folds at a rate."""
         if not self.keep_weights:
-            return self.starts[dropout].mean()
+            return self.starts[dropout]
         start = Start.zero(self.data)
         for part in self.held[dropout]:
             assert part.weights is not None
             start.add(part.labels, *part.weights)
-        return start.mean()
+        return start

@@ -25,11 +25,12 @@ _LEAST_RATIO = 2.0  # of rho, from a rate to the next beyond the grid
 
 @dataclass(frozen=True)
 class Start:
-    """Mean coefficients over the folds, W0 and b0 apart, from which the last fit starts.
+    """Coefficients of the folds, W0 and b0 apart, from whose mean the last fit starts.
 
     Attributes
     ----------
     D : (K, d), b : (K,)
+        Sums over the folds.
     folds : (K,) int
         How many are in.
     """
@@ -50,14 +51,19 @@ class Start:
         self.b[labels] += b
         self.folds[labels] += 1
 
-    def mean(self) -> Start:
-        """Sums over their number."""
-        number = np.maximum(self.folds, 1).astype(self.b.dtype)
-        return Start(self.D / number[:, None], self.b / number, np.minimum(self.folds, 1))
+    def mean(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(k, d) and (k,) means of some labels, and whether (k,) any fold has them."""
+        number = np.maximum(self.folds[labels], 1).astype(self.b.dtype)
+        return self.D[labels] / number[:, None], self.b[labels] / number, self.folds[labels] > 0
+
+    def copy(self) -> Start:
+        """The same in arrays of its own."""
+        return Start(self.D.copy(), self.b.copy(), self.folds.copy())
 
     def take(self, other: Start, labels: np.ndarray) -> None:
         """Take some labels from another."""
-        self.D[labels], self.b[labels] = other.D[labels], other.b[labels]
+        for name in ("D", "b", "folds"):
+            getattr(self, name)[labels] = getattr(other, name)[labels]
 
 
 @dataclass(frozen=True)
