@@ -7,7 +7,8 @@ these rows S set apart the estimate is
     M = diag(D, D_b) + sum_{i in S} h_i (z_i, 1) (z_i, 1)',
 
 a correction of low rank, whose inverse costs |S| inner products (Woodbury's identity) where
-a gradient costs as many as there are rows. It takes more than half off the iterations.
+a gradient costs as many as there are rows. On a path of rates over 4,800 rows of 2,048
+features it takes a third off the gradients and two fifths off the steps.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import numpy as np
 _ROWS = 24  # set apart, at most
 _SHARE = 100  # of the rows is set apart
 _FEWEST = 16  # rows that are worth it; making their system costs about half a gradient
+_FEATURES = 256  # of which gradients cost more than finding the rows does
 LEAST = 0.1  # of the whole curvature that the other rows keep
 _AT_ONCE = 8  # labels whose rows stay in the processor's cache
 
 
-def rows_apart(n: int, views: int) -> int:
-    """How many images of n rows are set apart."""
+def rows_apart(n: int, views: int, features: int) -> int:
+    """How many images of n rows are set apart; 0 where that would not pay."""
     number = min(n // _SHARE, _ROWS, n // views // 8)
-    return number if number >= _FEWEST else 0
+    return number if number >= _FEWEST and features >= _FEATURES else 0
 
 
 class Curvature:

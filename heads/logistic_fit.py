@@ -167,7 +167,8 @@ class LogisticFit:
         for labels, known in label_patterns(data.known, images, np.flatnonzero(trained)):
             rows = Rows(data, known, objective, axes, test)
             most = int(np.clip(_ENTRIES // (len(known) * data.n_views), *_LABELS))
-            number = -(-len(labels) // most)
+            # Two at least, so that a fit of all rows keeps two cores busy.
+            number = max(-(-len(labels) // most), min(2, len(labels) // _LABELS[0]))
             # Labels that take long and labels that do not are side by side.
             self.chunks += [Chunk(rows, labels[first::number]) for first in range(number)]
 

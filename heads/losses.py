@@ -14,14 +14,19 @@ from heads.newton import Batch, dot
 
 _TRUST = 8.0  # times the greatest margin: how far it may be tried
 _FEW = 128  # rows that BLAS hardly packs
+_LONG = 512  # terms of a sum
+_SETTLED = 4  # gradients, after which the rows that count are known
 _CACHED = 1 << 16  # entries that are worked on at once: they stay in the processor's cache
 
 Part: TypeAlias = "slice | np.ndarray"
 
 
 def times_transposed(A: np.ndarray, B: np.ndarray) -> np.ndarray:
-    """A B' for many rows in B: with few in A, BLAS packs them in half the time of ``A @ B.T``."""
-    if len(A) >= _FEW:
+    """A B' for many rows in B: with few in A, BLAS packs them in half the time of ``A @ B.T``.
+
+    Turning the product round costs more than that where its sums are short.
+    """
+    if len(A) >= _FEW or A.shape[1] < _LONG:
         return A @ B.T
     return np.ascontiguousarray((B @ A.T).T)
 
@@ -65,7 +70,7 @@ class WeightedRows:
     @property
     def apart(self) -> int:
         """How many images a label's curvature tells from all others; see `Curvature`."""
-        return rows_apart(len(self.Z), self.views) if self.Z.shape[1] else 0
+        return rows_apart(len(self.Z), self.views, self.Z.shape[1])
 
 
 class RowBatch(Batch):
@@ -189,7 +194,7 @@ class LogisticBatch(RowBatch):
     M is the Hessian's diagonal at an even row weight, c_k e_j + penalty_kj with
     c_k = mean of s (1 - s) and e_j = sum_i a_i z_ij^2: near the whole Hessian
     where Z lies along principal axes. Of many rows some are set apart, see
-    :class:`Curvature`, as they count at the start.
+    :class:`Curvature`, as they count at the start and a few iterations later.
 
     Parameters
     ----------
@@ -210,6 +215,7 @@ class LogisticBatch(RowBatch):
         self.penalty = penalty
         self.by_label.append("penalty")
         self.curvature: Curvature | None = None
+        self.gradients = 0
         for labels in self.blocks(len(self.b)):
             self._look(labels, self.margin[labels])
 
@@ -219,7 +225,10 @@ class LogisticBatch(RowBatch):
         self._note(labels, margin, p, h @ self.weight)
 
     def gradient(self) -> tuple[np.ndarray, np.ndarray]:
-        if self.rows.apart and self.curvature is None:
+        self.gradients += 1
+        if self.rows.apart and (
+            self.gradients == _SETTLED or (self.gradients == 1 and self.W.any())
+        ):
             self.curvature = self._curvature(self.rows.apart)
         return self.r @ self.Z + self.penalty * self.W, self.r.sum(axis=1)
 
@@ -236,8 +245,7 @@ class LogisticBatch(RowBatch):
                 each = each.reshape(len(each), -1, views).sum(axis=2)
             at[labels] = np.argpartition(each, -number, axis=1)[:, -number:]
             h[labels] = np.take_along_axis(each, at[labels], axis=1)
-        c = self.c - h.sum(axis=1)
-        np.maximum(c, LEAST * self.c, out=c)
+        c = np.maximum(self.c - h.sum(axis=1), LEAST * self.c)
         return Curvature(self._diagonal(c), c, self.rows.images, at, h)
 
     def _h(self, margin: np.ndarray) -> np.ndarray:
