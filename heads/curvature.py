@@ -16,10 +16,11 @@ from __future__ import annotations
 import numpy as np
 
 _ROWS = 24  # set apart, at most
-_SHARE = 100  # of the rows is set apart
+_SHARE = 100  # rows, of which one is set apart
 _FEWEST = 16  # rows that are worth it; making their system costs about half a gradient
 _FEATURES = 256  # of which gradients cost more than finding the rows does
 LEAST = 0.1  # of the whole curvature that the other rows keep
+_FAR = 1e-5  # h (z, 1)' D^-1 (z, 1) at most, of the type's digits: what is left keeps some
 _AT_ONCE = 8  # labels whose rows stay in the processor's cache
 
 
@@ -41,21 +42,23 @@ class Curvature:
     apart : (k, s) int
         S of each label.
     h : (k, s)
-        Their curvatures.
+        Their curvatures, of which what is far more than all others have does not count.
     """
 
     def __init__(
         self, D: np.ndarray, D_b: np.ndarray, images: np.ndarray, apart: np.ndarray, h: np.ndarray
     ) -> None:
         self.D, self.D_b, self.images, self.apart = D, D_b, images, apart
-        self.root = np.sqrt(h)
-        s = apart.shape[1]
+        self.root = np.empty_like(h)
+        s, far = apart.shape[1], _FAR / np.finfo(D.dtype).eps
         self.inverse = np.empty((len(D), s, s), D.dtype)  # of I + U D^-1 U', U = root (z, 1)
         for some in _blocks(len(D)):
             Z = images[apart[some]]
             Z /= np.sqrt(D[some])[:, None]
             system = Z @ Z.swapaxes(1, 2)
             system += (1 / D_b[some])[:, None, None]
+            own = np.einsum("kii->ki", system)
+            np.sqrt(np.minimum(h[some], far / own), out=self.root[some])
             system *= self.root[some, :, None]
             system *= self.root[some, None]
             system[:, np.arange(s), np.arange(s)] += 1

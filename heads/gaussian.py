@@ -42,10 +42,8 @@ _EIGHTH = np.pi**8 / 37800 + _FOURTH**2 / 2
 _FAR = 13.0  # standard deviations, from which on the series is 0 in float32
 _CLIP = 85.0  # of the margin, so that cosh is finite in float32
 _REFRESH = 10  # gradients
-_SORTED = 1 << 18  # entries that are sorted by rule at once
-_BLOCK = (
-    1 << 15
-)  # entries that are worked on at once: more leave the cache, fewer make threads wait
+_SORTED = 1 << 18  # entries that are told apart by rule at once
+_BLOCK = 1 << 15  # of a rule that are worked on at once: of fewer, threads would wait often
 
 
 @cache

@@ -1,9 +1,9 @@
 """How are matrices factorised side by side?
 
 Wrappers in scipy.linalg hold the interpreter's lock while LAPACK works, so that threads wait
-for each other, and numpy's ``eigh`` gives LAPACK so little room that it takes twice as long.
-The same routines are called here without the lock, at the addresses that scipy gives to Cython.
-Where they would take other integers than C's ``int``, the wrappers serve.
+for each other, and numpy's ``eigh`` takes twice as long in float32. The same routines are called
+here without the lock, at the addresses that scipy gives to Cython. Where they would take other
+integers than C's ``int``, the wrappers serve.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from scipy import LowLevelCallable, linalg
 from scipy.linalg import cython_lapack
 
 _KINDS = {"f": "s", "d": "d"}  # numpy's letters and LAPACK's
+_LARGE = 30_000  # rows, from which the room for eigenvectors is no `int`
 
 _address = ctypes.pythonapi.PyCapsule_GetPointer
 _address.restype, _address.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
@@ -36,8 +37,9 @@ def cholesky(a: np.ndarray) -> np.ndarray:
     numpy.linalg.LinAlgError
         If `a` is not positive definite.
     """
-    a = np.asfortranarray(a)
-    if not _is_plain("potrf", a.dtype):
+    a = np.require(a, requirements=["F", "W"])
+    _refuse_oblong(a)
+    if not len(a) or not _is_plain("potrf", a.dtype):
         factor: np.ndarray = linalg.cho_factor(a, lower=True, overwrite_a=True, check_finite=False)[
             0
         ]
@@ -47,9 +49,12 @@ def cholesky(a: np.ndarray) -> np.ndarray:
 
 
 def cholesky_solve(factor: np.ndarray, B: np.ndarray) -> np.ndarray:
-    """(L L')^-1 B of type and order of a `factor` by :func:`cholesky`; B is left as it was."""
-    B = np.array(B, factor.dtype, order="F")
-    if not _is_plain("potrs", factor.dtype):
+    """(L L')^-1 B, of the type of a `factor` by :func:`cholesky`; B (n, k) is left as it was."""
+    factor, B = np.asfortranarray(factor), np.array(B, factor.dtype, order="F", ndmin=2)
+    _refuse_oblong(factor)
+    if len(B) != len(factor):
+        raise ValueError(f"a system of {len(factor)} unknowns has {len(B)} right-hand rows")
+    if not B.size or not _is_plain("potrs", factor.dtype):
         solved: np.ndarray = linalg.cho_solve((factor, True), B, True, check_finite=False)
         return solved
     n = len(factor)
@@ -66,7 +71,8 @@ def eigh(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         If they are not found.
     """
     vectors = np.array(a, order="F")
-    if not len(a) or not _is_plain("syevd", a.dtype):
+    _refuse_oblong(vectors)
+    if not 0 < len(a) < _LARGE or not _is_plain("syevd", a.dtype):
         found: tuple[np.ndarray, np.ndarray] = np.linalg.eigh(a)
         return found
     n, values = len(a), np.empty(len(a), a.dtype)
@@ -83,10 +89,15 @@ def eigh(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values, vectors
 
 
+def _refuse_oblong(a: np.ndarray) -> None:
+    if a.ndim != 2 or a.shape[0] != a.shape[1]:
+        raise ValueError(f"matrix of shape {a.shape}; expected a square one")
+
+
 @cache
 def _is_plain(name: str, dtype: np.dtype[Any]) -> bool:
     """Whether all numbers that a routine takes are `int` and of the type."""
-    if dtype.char not in _KINDS:
+    if dtype.char not in _KINDS or not dtype.isnative:
         return False
     signature = _found(_KINDS[dtype.char] + name).signature
     kinds = {part.split()[0] for part in signature.partition("(")[2].split(",")}

@@ -56,7 +56,7 @@ class Paths:
         self.starts: dict[float, Start] = {}
         self.weakest: tuple[float, Start] | None = None
         self.failed: list[np.ndarray] = []
-        # Numbers a label: weights of each fold, or margins, variances and the mean weights.
+        # Numbers a label: weights of each fold, or margins, variances and the sum of weights.
         self.keep_weights = len(folds) * data.n_features < 2 * data.n_images + data.n_features
 
     def follow(self, dropouts: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from heads.newton import Batch, dot
 _TRUST = 8.0  # times the greatest margin: how far it may be tried
 _FEW = 128  # rows that BLAS hardly packs
 _LONG = 512  # terms of a sum
-_SETTLED = 4  # gradients, after which the rows that count are known
+_RENEWED = 4  # gradients, after which the rows that count are looked for again
 _CACHED = 1 << 16  # entries that are worked on at once: they stay in the processor's cache
 
 Part: TypeAlias = "slice | np.ndarray"
@@ -194,7 +194,7 @@ class LogisticBatch(RowBatch):
     M is the Hessian's diagonal at an even row weight, c_k e_j + penalty_kj with
     c_k = mean of s (1 - s) and e_j = sum_i a_i z_ij^2: near the whole Hessian
     where Z lies along principal axes. Of many rows some are set apart, see
-    :class:`Curvature`, as they count at the start and a few iterations later.
+    :class:`Curvature`, as they count at the start and every few iterations.
 
     Parameters
     ----------
@@ -226,9 +226,8 @@ class LogisticBatch(RowBatch):
 
     def gradient(self) -> tuple[np.ndarray, np.ndarray]:
         self.gradients += 1
-        if self.rows.apart and (
-            self.gradients == _SETTLED or (self.gradients == 1 and self.W.any())
-        ):
+        renew = self.gradients % _RENEWED == 0 or (self.gradients == 1 and bool(self.W.any()))
+        if renew and self.rows.apart:
             self.curvature = self._curvature(self.rows.apart)
         return self.r @ self.Z + self.penalty * self.W, self.r.sum(axis=1)
 
@@ -246,6 +245,7 @@ class LogisticBatch(RowBatch):
             at[labels] = np.argpartition(each, -number, axis=1)[:, -number:]
             h[labels] = np.take_along_axis(each, at[labels], axis=1)
         c = np.maximum(self.c - h.sum(axis=1), LEAST * self.c)
+        np.maximum(c, np.finfo(c.dtype).tiny, out=c)
         return Curvature(self._diagonal(c), c, self.rows.images, at, h)
 
     def _h(self, margin: np.ndarray) -> np.ndarray:
@@ -258,6 +258,9 @@ class LogisticBatch(RowBatch):
     def precondition(self, g: np.ndarray, g_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self.curvature is not None:
             return self.curvature.solve(g, g_b)
+        return self.scale(g, g_b)
+
+    def scale(self, g: np.ndarray, g_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return g / self._diagonal(self.c), g_b / self.c
 
     def keep(self, kept: np.ndarray) -> None:

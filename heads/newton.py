@@ -84,6 +84,10 @@ class Batch(ABC):
     def precondition(self, g: np.ndarray, g_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """M^-1 applied to what is shaped like a gradient."""
 
+    def scale(self, g: np.ndarray, g_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same for a diagonal M, which no rounding makes indefinite."""
+        return self.precondition(g, g_b)
+
     @abstractmethod
     def aim(self, direction: np.ndarray, direction_b: np.ndarray) -> None:
         """Make all products along a direction."""
@@ -201,7 +205,7 @@ class _Memory:
         self.g, self.g_b = g, g_b
 
     def turn(self, batch: Batch) -> np.ndarray:
-        """Take the direction -H g, or -M^-1 g where that one would climb; its slope -g' H g."""
+        """Take the direction -H g, or along a diagonal where it would climb; its slope -g' H g."""
         v, v_b = self.g.copy(), self.g_b.copy()
         amounts = []
         for step in reversed(self.steps):
@@ -217,7 +221,7 @@ class _Memory:
         slope = -dot(v, self.g) - v_b * self.g_b
         climbs = slope > 0
         if climbs.any():
-            plain, plain_b = batch.precondition(self.g, self.g_b)
+            plain, plain_b = batch.scale(self.g, self.g_b)
             v[climbs], v_b[climbs] = plain[climbs], plain_b[climbs]
             slope[climbs] = (-dot(plain, self.g) - plain_b * self.g_b)[climbs]
         self.direction, self.direction_b = -v, -v_b

@@ -128,3 +128,37 @@ def test_held_out_scores_are_those_of_refits_with_rows_apart() -> None:
         refit = DropoutLogistic(0.5, tol=1e-8).fit(data["X"][train], data["Y"][train])
         expected = refit.decision_function(data["X"][test])
         assert_allclose(head.oof_decision_function_[test], expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("l2", [0.1, 0.001])
+def test_a_weakly_penalised_label_does_not_stop_early(l2: float) -> None:
+    """Its curvature sinks on the way: an old M would foretell next to no excess."""
+    data = rare()
+    X, y = data["X"], data["Y"][:, 1]
+
+    def loss(w: np.ndarray, b: float) -> float:
+        margin = X @ w + b
+        return float((np.logaddexp(0, margin) - y * margin).sum() + l2 / 2 * w @ w)
+
+    peer = LogisticRegression(C=1 / l2, tol=1e-10, max_iter=20_000).fit(X, y)
+    head = DropoutLogistic(0, l2=l2, tol=1e-6, max_iter=2000).fit(X, y[:, None])
+    excess = loss(head.coef_[0], head.intercept_[0]) - loss(peer.coef_[0], peer.intercept_[0])
+    base = losses.base_rate_loss(y[None], np.ones(N))[0]
+    assert excess < 20 * 1e-6 * base
+
+
+def test_far_rows_do_not_turn_the_direction_round() -> None:
+    """In float32 what a row of huge weight takes off has no digits left but for a bound."""
+    rng = np.random.default_rng(0)
+    images = (1e4 * rng.normal(size=(30, 300))).astype(np.float32)
+    images[10:20] = images[:10]  # pairs
+    apart = np.tile(np.arange(20), (3, 1))
+    D, D_b = np.full((3, 300), 1e-3, np.float32), np.full(3, 1e-3, np.float32)
+    curvature = Curvature(D, D_b, images, apart, np.full((3, 20), 0.25, np.float32))
+    for number in range(50):
+        g = rng.normal(size=(3, 300)).astype(np.float32)
+        g_b = rng.normal(size=3).astype(np.float32)
+        if number % 2:  # along the rows
+            g += images[apart].sum(axis=1)
+        v, v_b = curvature.solve(g, g_b)
+        assert (np.einsum("kj,kj->k", v.astype(float), g) + v_b.astype(float) * g_b > 0).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -29,7 +30,7 @@ def positive(n: int, dtype: type, seed: int = 0) -> np.ndarray:
 
 @Ways
 @Types
-@pytest.mark.parametrize("n", [1, 2, 7, 150])
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 150])
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.usefixtures("way")
 def test_systems_are_solved(n: int, dtype: type, order: str, direct: bool) -> None:
@@ -67,6 +68,21 @@ def test_eigenvectors_turn_a_matrix_into_its_eigenvalues(n: int, dtype: type, di
 def test_what_is_not_positive_definite_is_refused(dtype: type, direct: bool) -> None:
     with pytest.raises(np.linalg.LinAlgError):
         cholesky(np.diag([1, -1, 1]).astype(dtype))
+
+
+@pytest.mark.parametrize("function", [cholesky, eigh, lambda a: cholesky_solve(a, np.eye(3))])
+def test_other_shapes_are_refused(function: Callable[[np.ndarray], object]) -> None:
+    with pytest.raises(ValueError, match=r"shape \(3, 5\)"):
+        function(np.ones((3, 5)))
+    with pytest.raises(ValueError, match="2 right-hand rows"):
+        cholesky_solve(np.eye(3), np.ones((2, 1)))
+
+
+def test_an_array_that_may_not_be_written_is_kept() -> None:
+    A = np.asfortranarray(positive(4, np.float64))
+    A.flags.writeable, before = False, A.copy()
+    assert_allclose(np.tril(cholesky(A)), np.linalg.cholesky(before))
+    assert_array_equal(A, before)
 
 
 def test_threads_do_not_disturb_each_other() -> None:
