@@ -710,9 +710,11 @@ def test_images_that_change_meanwhile_stop_the_extraction(
     assert extracted(**options).features.tobytes() == unbroken.features.tobytes()
 
 
-# A second signal may still reach torch while it tidies up.
+# A second signal may still reach torch while it tidies up, or while it opens files of its own
+# to see whether more may be opened.
 @pytest.mark.filterwarnings(
-    "ignore:Exception ignored in.*DataLoaderIter:pytest.PytestUnraisableExceptionWarning"
+    "ignore:Exception ignored in.*DataLoaderIter:pytest.PytestUnraisableExceptionWarning",
+    "ignore:Exception ignored in.*FileIO name=.*tmp:pytest.PytestUnraisableExceptionWarning",
 )
 def test_a_worker_that_is_ended_costs_a_block_and_one_line(
     settings: Settings,
