@@ -136,7 +136,7 @@ class DropoutLogisticCV(LinearHead):
         As of `DropoutLogistic`, in the folds; the fit on all rows, which starts
         from the mean of theirs, goes on to tol / 10. At the default, 1,000 images
         had out-of-fold log-losses within 2e-5 of the optimum's for quadratic noise,
-        few frequent labels within 1e-4. Weak Gaussian noise leaves
+        five frequent labels within 1.2e-4. Weak Gaussian noise leaves
         labels that are nearly separated all but unpenalised: there their losses
         depend on where the solver stops, by up to 1e-3.
     cv : int, splitter or iterable of (train, test)

@@ -249,7 +249,7 @@ class LogisticBatch(RowBatch):
         return Curvature(self._diagonal(c), c, self.rows.images, at, h)
 
     def _h(self, margin: np.ndarray) -> np.ndarray:
-        """a s (1 - s)."""
+        """a s (1 - s), the curvature of each row."""
         h = tail(margin)
         h *= 1 - h
         h *= self.weight

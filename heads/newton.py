@@ -3,10 +3,9 @@
 The unknowns of label k are weights w (r,) and an intercept b. All labels move
 together, so that an iteration is a few matrix products for all of them: the
 quasi-Newton method L-BFGS about an estimate M of each Hessian, and a line search of
-its own for each label. Margins are linear along a direction, so the
-search costs no product: secants of the derivative, kept inside a bracket. A label
-whose decrement g' H g / 2 is small, H the inverse Hessian's estimate, leaves the
-products.
+its own for each label. Margins are linear along a direction, so the search costs no
+product: secants of the derivative, kept inside a bracket. A label whose decrement
+g' H g / 2 is small, H the inverse Hessian's estimate, leaves the products.
 
 Source: Liu, Nocedal (1989), "On the limited memory BFGS method for large scale
 optimization".

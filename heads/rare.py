@@ -2,8 +2,7 @@
 
 A label with fewer than `min_positives` positive images, or one class only,
 keeps W0. All such labels share one bias shift, since theirs and the trained
-labels' scores meet the same threshold; without W0 and b0 each takes
-its base rate.
+labels' scores meet the same threshold; without W0 and b0 each takes its base rate.
 """
 
 from __future__ import annotations
