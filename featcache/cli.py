@@ -1,4 +1,4 @@
-"""The command ``featcache``: train, import, extract, info, verify, merge."""
+"""The command ``featcache``: train, import, extract, info, verify, merge, concat."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ from featcache.console import (
     with_torch,
 )
 from featcache.errors import InputError
-from featcache.settings import ExtractionConfig, ImportConfig, MergeConfig, TrainingConfig
+from featcache.settings import (
+    ConcatConfig,
+    ExtractionConfig,
+    ImportConfig,
+    MergeConfig,
+    TrainingConfig,
+)
 from featcache.summary import facts, summary
 
 EPILOG = """examples:
@@ -39,6 +45,8 @@ EPILOG = """examples:
   featcache info caches/ --json
   featcache verify caches/stage_1/*.h5
   featcache merge first_half.h5 second_half.h5 --out caches/stage_2/resnet101.h5
+  featcache concat caches/stage_1/resnet101.h5 caches/stage_1/senet154.h5 \\
+      --out caches/stage_1/both.h5
 """
 
 
@@ -135,6 +143,13 @@ def _merge(arguments: argparse.Namespace) -> None:
     print(summary(FeatureCache(path)))
 
 
+def _concat(arguments: argparse.Namespace) -> None:
+    from featcache.concatenation import concatenate
+
+    config = from_arguments(ConcatConfig, arguments, caches=arguments.caches)
+    print(summary(FeatureCache(concatenate(config.caches, config.out, config.overwrite))))
+
+
 @dataclasses.dataclass(frozen=True)
 class Verb:
     """A verb: what does it, what its help says, its positional arguments and its options."""
@@ -204,6 +219,16 @@ VERBS = (
         "extraction by several processes.",
         files=("parts", "PART.h5"),
         options=MergeConfig,
+    ),
+    Verb(
+        "concat",
+        _concat,
+        "put the features of several networks on the same images side by side",
+        "The result is the cache of one more network: a head on it weighs the features of all "
+        "networks together. Its last layer gives the mean of the networks' margins. Do the same "
+        "for every image set that the head will see.",
+        files=("caches", "CACHE.h5"),
+        options=ConcatConfig,
     ),
 )
 

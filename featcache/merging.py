@@ -3,7 +3,6 @@
 Finished caches of one network are joined row by row in the order in which they are given.
 Unfinished parts (``*.partial``, each with its ``*.journal`` beside it) are those of one
 extraction by several processes, brought together from the machines that made them.
-Every block is hashed as it is read, and what was hashed is what is written.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from scipy.sparse import csr_matrix, vstack
 from featcache import layout
 from featcache.annotations import Labels
 from featcache.contents import CacheContents
-from featcache.disk import read_ranges
 from featcache.errors import InputError
 from featcache.journal import Journal, difference
 from featcache.layout import CacheFile
+from featcache.rereading import blocks_of, refuse_damaged
 from featcache.writing import CacheWriter, default_block_rows
 
 # What makes features comparable at all, and what may change their last bits.
@@ -84,11 +83,7 @@ def merge(
 
 def _merge_caches(files: list[CacheFile], out: Path, mixed: bool, overwrite: bool) -> Path:
     first = files[0]
-    for file in files:
-        if file.damaged():
-            raise InputError(
-                f"{file.path}: damaged in {', '.join(file.damaged())}; copy it or extract it again"
-            )
+    refuse_damaged(files)
     for other in files[1:]:
         _refuse_differing(first, other, mixed)
     ids = np.concatenate([file.ids for file in files])
@@ -113,7 +108,7 @@ def _merge_caches(files: list[CacheFile], out: Path, mixed: bool, overwrite: boo
         overwrite=overwrite,
     ) as writer:
         pending = dict(writer.pending())
-        for start, rows, reasons in _blocks(files, writer.block_rows):
+        for start, rows, reasons in blocks_of(files, writer.block_rows):
             if start in pending:
                 writer.write(start, rows, reasons)
         return writer.finish()
@@ -220,42 +215,6 @@ def _joined_provenance(files: list[CacheFile]) -> dict[str, Any]:
         for file in files
     ]
     return alike
-
-
-def _blocks(
-    files: list[CacheFile], block_rows: int
-) -> Iterator[tuple[int, np.ndarray, list[str | None]]]:
-    """(first row, features, reasons) of `block_rows` rows each, over all files."""
-    start, rows, reasons = 0, files[0].features[:0], list[str | None]()
-    for file in files:
-        for piece, whys in _hashed_blocks(file):
-            rows, reasons = np.concatenate([rows, piece]), reasons + whys
-            while len(rows) >= block_rows:
-                yield start, rows[:block_rows], reasons[:block_rows]
-                start += block_rows
-                rows, reasons = rows[block_rows:], reasons[block_rows:]
-    if len(rows):
-        yield start, rows, reasons
-
-
-def _hashed_blocks(file: CacheFile) -> Iterator[tuple[np.ndarray, list[str | None]]]:
-    n, v, d = file.features.shape
-    row_bytes = v * d * layout.FEATURE_DTYPE.itemsize
-    blocks = file.blocks()
-    stops = [*(start for start, _ in blocks[1:]), n]
-    with open(file.path, "rb") as raw:
-        at = 0
-        for (start, digest), stop in zip(blocks, stops, strict=True):
-            extent = (file.offset + start * row_bytes, (stop - start) * row_bytes)
-            data = b"".join(read_ranges(raw.fileno(), extent)) if at == start < stop else b""
-            if hashlib.sha256(data).hexdigest() != digest:
-                raise InputError(
-                    f"{file.path}: rows {start} to {stop - 1} are not what was written; "
-                    "copy it or extract it again"
-                )
-            rows = np.frombuffer(data, layout.FEATURE_DTYPE).reshape(stop - start, v, d)
-            yield rows, [file.reasons.get(row) for row in range(start, stop)]
-            at = stop
 
 
 # ----------------------------------------------------------- unfinished parts

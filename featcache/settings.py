@@ -295,6 +295,15 @@ class MergeConfig:
     overwrite: bool = option(False, "replace an existing cache")
 
 
+@dataclass(frozen=True)
+class ConcatConfig:
+    """Whose features are put side by side; all but `caches` are options of ``featcache concat``."""
+
+    caches: list[str]
+    out: str = required("the cache of all features", metavar="CACHE.h5")
+    overwrite: bool = option(False, "replace an existing cache")
+
+
 def _refuse_smaller(config: object, least: dict[str, float]) -> None:
     for name, bound in least.items():
         value = getattr(config, name)
