@@ -4,11 +4,13 @@ On the networks of the quickstart, which must have run (``python -m examples.qui
 quickstart``); typefaces that it did not extract are, once, into ``--caches``. Each brush or pen
 typeface is Stage 1 in turn, with 1,000 labelled characters; the others, and held-out characters
 in the printed typefaces of the source, are what nobody labelled. Everything is scored for the
-average of the networks. *Gap* is between the unadapted head at the source's cut and the oracle; it
-is left out where that is less than 0.05 of F2. A run that was stopped goes on where it was:
-``--caches``/cells keeps a file for each case and step (``ours``, ``himalaya``, ...). Remove those
-of a step whose code has changed, and only these are made again. "Against unadapted" is against
-the better of the unadapted rows, as it is, and calibrated with expected F; paired by image.
+average of the networks; *side by side* are their features as those of one network (``featcache
+concat``), which then counts as much as the average of the networks does. *Gap* is between the
+unadapted head at the source's cut and the oracle, a head a network, averaged; it is left out where
+that is less than 0.05 of F2. A run that was stopped goes on where it was: ``--caches``/cells keeps
+a file for each case and step (``ours``, ``himalaya``, ...). Remove those of a step whose code has
+changed, and only these are made again. "Against unadapted" is against the better of the unadapted
+rows, as it is, and calibrated with expected F; paired by image.
 """
 
 from __future__ import annotations
@@ -39,8 +41,24 @@ from benchmarks.transfer_domains import (
     make_caches,
     make_case,
 )
-from benchmarks.transfer_methods import oracle, ours, unadapted
-from benchmarks.transfer_peers import Method, fine_tuned, himalaya, scikit_learn, torch_adam
+from benchmarks.transfer_methods import (
+    ORACLE,
+    OURS,
+    SIDE_BY_SIDE,
+    oracle,
+    oracle_side_by_side,
+    ours,
+    ours_side_by_side,
+    unadapted,
+)
+from benchmarks.transfer_peers import (
+    Method,
+    fine_tuned,
+    fine_tuned_side_by_side,
+    himalaya,
+    scikit_learn,
+    torch_adam,
+)
 from examples.kanji.dataset import TARGET_FONTS
 from examples.quickstart import RECIPES
 from featcache.atomic import write_atomically
@@ -60,6 +78,12 @@ STEPS: dict[str, Callable[[Case, Pools], Iterator[tuple[str, Method]]]] = {
     "fine_tuned": fine_tuned,
     "ours": ours,
     "oracle": oracle,
+}
+# What follows a step on the features of all networks at once.
+WHOLE = {
+    "fine_tuned": fine_tuned_side_by_side,
+    "ours": ours_side_by_side,
+    "oracle": oracle_side_by_side,
 }
 COLUMNS = (
     *("shift", "split", "stage_1", "domain", "group", "model", "F2", "low", "high"),
@@ -96,23 +120,37 @@ class Job:
         return list(self._rows(scored))
 
     def _measure(self, steps: Sequence[str]) -> None:
-        found: dict[str, list[dict[str, Method]]] = {step: [] for step in steps}
-        for network in self.networks:
-            pools = Pools.read(self.quickstart, self.caches, network)
-            case = make_case(pools, self.font, Shift(self.kind), self.split)
-            for step in steps:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    found[step].append(dict(STEPS[step](case, pools)))
-        for step, parts in found.items():
-            blend = {name: _average([part[name] for part in parts]) for name in parts[0]}
+        pools = [Pools.read(self.quickstart, self.caches, network) for network in self.networks]
+        cases = [make_case(own, self.font, Shift(self.kind), self.split) for own in pools]
+        for step in steps:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                parts = [dict(STEPS[step](*each)) for each in zip(cases, pools, strict=True)]
+                blend = {name: _average([part[name] for part in parts]) for name in parts[0]}
+                if step in WHOLE and len(pools) > 1:
+                    blend |= self._side_by_side(step, pools, blend)
             scored = {
-                name: {"seconds": method.seconds, "scores": _scores(method, case)}
+                name: {"seconds": method.seconds, "scores": _scores(method, cases[0])}
                 for name, method in blend.items()
             }
             if scored:
                 self.file(step).parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(self.file(step), json.dumps(scored).encode())
+
+    def _side_by_side(
+        self, step: str, pools: list[Pools], averaged: Mapping[str, Method]
+    ) -> dict[str, Method]:
+        """All networks as one, and that beside the average of the networks."""
+        whole = Pools.side_by_side(pools)
+        case = make_case(whole, self.font, Shift(self.kind), self.split)
+        found = dict(WHOLE[step](case, whole))
+        for method in found.values():
+            method.seconds /= len(pools)
+        if step == "ours":
+            both = _average([averaged[OURS], found[SIDE_BY_SIDE]])
+            both.seconds *= 2
+            found["ours, averaged and side by side"] = both
+        return found
 
     def _rows(self, scored: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Of the scores of all models, by image."""
@@ -120,7 +158,7 @@ class Job:
             name: {domain: np.array(values) for domain, values in model["scores"].items()}
             for name, model in scored.items()
         }
-        low, high = scores[UNADAPTED[0]], scores["oracle (labels of that domain)"]
+        low, high = scores[UNADAPTED[0]], scores[ORACLE]
         for domain in low:
             best = max((scores[name][domain] for name in UNADAPTED), key=lambda v: float(v.mean()))
             room = high[domain].mean() - low[domain].mean()

@@ -57,6 +57,10 @@ class Domain:
         """As an annotator sees it; the same seed is the same annotator."""
         return replace(self, Y=shift.label(self.Y, np.random.default_rng(annotator)))
 
+    def beside(self, others: Sequence[Domain]) -> Domain:
+        """With the features that other networks have of the same images."""
+        return replace(self, X=np.concatenate([self.X, *(o.X for o in others)], axis=2))
+
     def __len__(self) -> int:
         return len(self.Y)
 
@@ -175,6 +179,18 @@ class Pools:
         assert source.bias is not None
         own = truth.domain(source, SOURCE_FONTS)
         return cls(own, fonts, train, source.weight, source.bias)
+
+    @classmethod
+    def side_by_side(cls, pools: Sequence[Pools]) -> Pools:
+        """The features of several networks as those of one, as by ``featcache concat``."""
+        first, others = pools[0], pools[1:]
+        return cls(
+            first.source.beside([p.source for p in others]),
+            {name: d.beside([p.fonts[name] for p in others]) for name, d in first.fonts.items()},
+            {name: d.beside([p.train[name] for p in others]) for name, d in first.train.items()},
+            np.concatenate([p.weight for p in pools], axis=1) / len(pools),
+            np.mean([p.bias for p in pools], axis=0),
+        )
 
 
 class _Truth:

@@ -19,6 +19,9 @@ from heads.gate import GateConfig
 
 LABELLED_ROWS = 30
 OPEN = GateConfig(fixed=1.0)
+OURS = "ours (+ number of labels)"
+SIDE_BY_SIDE = "ours, networks side by side"
+ORACLE = "oracle (labels of that domain)"
 PLAIN: dict[str, Any] = {"aligned": 0.0, "counted": 0.0}
 
 
@@ -51,7 +54,7 @@ def ours(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
     yield "+ cap and doubt", _adapted(case, _with(chain, **PLAIN))
     yield "+ aligned source head", _adapted(case, _with(chain, counted=0.0))
     ours.seconds = seconds
-    yield "ours (+ number of labels)", ours
+    yield OURS, ours
     yield "ours, logits of networks averaged", replace(ours, average="logit")
     yield "ours, known label rates", _adapted(case, _with(chain, matched=0.5))
     yield "ours, strict", _adapted(case, chain.model_, strict=True)
@@ -67,6 +70,14 @@ def ours(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
             },
         ),
     )
+
+
+def ours_side_by_side(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
+    """The whole chain on the features of all networks at once."""
+    start = time.perf_counter()
+    ours = _adapted(case, _fitted(case, pools, Adaptation()).model_)
+    ours.seconds = time.perf_counter() - start
+    yield SIDE_BY_SIDE, ours
 
 
 def _fitted(case: Case, pools: Pools, chain: Adaptation) -> Adaptation:
@@ -111,7 +122,7 @@ def _adapted(case: Case, model: AdaptedModel, strict: bool = False) -> Method:
     return Method("expected", None, tests, time.perf_counter() - start)
 
 
-def oracle(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
+def oracle(case: Case, pools: Pools, title: str = ORACLE) -> Iterator[tuple[str, Method]]:
     """A head for each domain, fitted on all its characters that are not scored."""
     tests = {}
     for name, domain in case.tests.items():
@@ -120,4 +131,9 @@ def oracle(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
             X.astype(np.float32), Y, coef_init=pools.weight, intercept_init=pools.bias
         )
         tests[name] = head.predict_proba(plain(domain))
-    yield "oracle (labels of that domain)", Method("expected", None, tests)
+    yield title, Method("expected", None, tests)
+
+
+def oracle_side_by_side(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
+    """The same on the features of all networks at once; gaps are not measured by it."""
+    yield from oracle(case, pools, "oracle, networks side by side")

@@ -86,12 +86,10 @@ def scikit_learn(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
 
 def fine_tuned(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
     """Heads on Stage 1 alone (and WiSE's half way back), and DFR's on both domains alike."""
-    start = time.perf_counter()
     X, Y = plain(case.stage_1), case.stage_1.Y.astype(np.float32)
+    start = time.perf_counter()
     cv = DropoutLogisticCV(DROPOUTS, cv=FOLDS, tol=1e-4)
-    head = cv.fit(
-        X, Y, groups=case.stage_1.character, coef_init=pools.weight, intercept_init=pools.bias
-    )
+    head = _towards_network(cv, case, pools)
     tests = {name: head.predict_proba(plain(domain)) for name, domain in case.tests.items()}
     took = time.perf_counter() - start
     yield "logistic towards W0", Method("cut", head.oof_predict_proba_, tests, took)
@@ -116,6 +114,26 @@ def fine_tuned(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
     tests = {name: both.predict_proba(plain(domain)) for name, domain in case.tests.items()}
     known = both.oof_predict_proba_[: len(X)]
     yield "DFR", Method("cut", known, tests, time.perf_counter() - start)
+
+
+def fine_tuned_side_by_side(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
+    """A head on Stage 1 alone, on the features of all networks at once."""
+    start = time.perf_counter()
+    head = _towards_network(DropoutLogisticCV(DROPOUTS, cv=FOLDS, tol=1e-4), case, pools)
+    tests = {name: head.predict_proba(plain(domain)) for name, domain in case.tests.items()}
+    seconds = time.perf_counter() - start
+    known = head.oof_predict_proba_
+    yield "logistic towards W0, networks side by side", Method("cut", known, tests, seconds)
+
+
+def _towards_network(cv: DropoutLogisticCV, case: Case, pools: Pools) -> DropoutLogisticCV:
+    return cv.fit(
+        plain(case.stage_1),
+        case.stage_1.Y.astype(np.float32),
+        groups=case.stage_1.character,
+        coef_init=pools.weight,
+        intercept_init=pools.bias,
+    )
 
 
 def himalaya(case: Case, pools: Pools) -> Iterator[tuple[str, Method]]:
