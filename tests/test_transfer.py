@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,14 @@ from benchmarks.transfer_domains import (
     KINDS,
     LABELLED,
     SOURCE,
+    Case,
     Domain,
     Pools,
     Shift,
     make_case,
 )
 from benchmarks.transfer_methods import oracle, unadapted
-from benchmarks.transfer_peers import Method, himalaya, torch_adam
+from benchmarks.transfer_peers import Method, himalaya, plain, torch_adam
 from examples.kanji.dataset import SOURCE_FONTS, TARGET_FONTS
 
 K = 12
@@ -173,6 +175,50 @@ def test_a_peer_that_is_missing_is_named(
     assert step.__name__.split("_")[0] in capsys.readouterr().err
 
 
+def test_networks_side_by_side_are_one_with_their_mean_margins(easy: Pools) -> None:
+    rng = np.random.default_rng(0)
+    parts = []
+    for width in (3, 4):
+        own = [rng.normal(size=(len(easy.source), 2, width)) for _ in range(3)]
+        domains = [replace(easy.source, X=X.astype(np.float16)) for X in own]
+        fonts, train = {"gyosho": domains[1]}, {"gyosho": domains[2]}
+        parts.append(Pools(domains[0], fonts, train, rng.normal(size=(K, width)), np.arange(K)))
+    whole = Pools.side_by_side(parts)
+    for get in (lambda p: p.source, lambda p: p.fonts["gyosho"], lambda p: p.train["gyosho"]):
+        X = plain(get(whole))
+        assert X.shape[1] == 7
+        means = np.mean([plain(get(p)) @ p.weight.T + p.bias for p in parts], axis=0)
+        np.testing.assert_allclose(X @ whole.weight.T + whole.bias, means, atol=1e-4)
+
+
+def test_side_by_side_counts_as_much_as_the_average(
+    easy: Pools, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fixed(name: str, p: float) -> Callable:
+        def rows(case, pools):
+            tests = {name: np.full(d.Y.shape, p) for name, d in case.tests.items()}
+            yield name, Method("expected", None, tests, 6.0)
+
+        return rows
+
+    kept: list[Method] = []
+
+    def keep(method: Method, case: Case) -> dict[str, list[float]]:
+        kept.append(method)
+        return {}
+
+    monkeypatch.setattr(transfer.Pools, "read", lambda *_: easy)
+    monkeypatch.setattr(transfer, "STEPS", {"ours": fixed(transfer.OURS, 0.2)})
+    monkeypatch.setattr(transfer, "WHOLE", {"ours": fixed(transfer.SIDE_BY_SIDE, 0.6)})
+    monkeypatch.setattr(transfer, "_scores", keep)
+    Job(tmp_path, tmp_path, ("net", "other", "third"), "gyosho", "none", 0)._measure(["ours"])
+    ours, side_by_side, both = kept
+    for method, p, seconds in ((ours, 0.2, 6), (side_by_side, 0.6, 2), (both, 0.4, 8)):
+        assert method.seconds == pytest.approx(seconds)
+        for P in method.tests.values():
+            np.testing.assert_allclose(P, p)
+
+
 def test_a_new_step_leaves_the_others_alone(
     easy: Pools, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -199,7 +245,7 @@ def test_a_new_step_leaves_the_others_alone(
     job = Job(tmp_path, tmp_path, ("net", "other"), "gyosho", "none", 0)
     rows = job.run()
     assert {row["model"] for row in rows} > {*transfer.UNADAPTED}
-    assert calls == ["a", "b", "missing", "c"] * 2
+    assert calls == [name for name in steps for _ in range(2)]
     assert not job.file("missing").exists()
     assert json.dumps(job.run()) == json.dumps(rows)
     calls.clear()
@@ -209,6 +255,6 @@ def test_a_new_step_leaves_the_others_alone(
 
     monkeypatch.setattr(transfer, "STEPS", {**steps, "new": step("new", new)})
     more = job.run()
-    assert calls == ["missing", "new"] * 2
+    assert calls == ["missing", "missing", "new", "new"]
     assert json.dumps([r for r in more if r["model"] != "new"]) == json.dumps(rows)
     assert {row["domain"] for row in more if row["model"] == "new"} == {*TARGET_FONTS, SOURCE}
