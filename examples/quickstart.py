@@ -1,7 +1,8 @@
 """From pixels to a submission on real images: python -m examples.quickstart.
 
 Trains three small networks from scratch on kanji in printed typefaces, caches their
-embeddings, adapts heads to a brush script with 1,000 labelled characters, blends them,
+embeddings, adapts heads to a brush script with 1,000 labelled characters, on the features of each
+network and on those of all, blends them,
 writes submissions for that script and for two that nobody has labels of, and prints how
 much of the domain shift was recovered. Every step is a function call that stands for one
 command of ``featcache`` or ``heads``; the command is printed too. What is already in the
@@ -22,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from examples import kanji
-from examples.recovery import Recovery
+from examples.recovery import ALL, CONCATENATED, Recovery, caches_of
+from featcache.concatenation import concatenate
 from featcache.console import Interrupted, command_line, duration
 from featcache.extraction import extract
 from featcache.networks import cpu_has_bf16
-from featcache.settings import ExtractionConfig, TrainingConfig
+from featcache.settings import ConcatConfig, ExtractionConfig, TrainingConfig
 from featcache.training import train
 from heads import commands
 from heads.commands import BlendConfig, FitConfig
@@ -118,23 +120,37 @@ def extraction_configs(recipe: Recipe, data: Path, out: Path, seed: int) -> list
     return sets
 
 
-def fit_configs(recipe: Recipe, out: Path, seed: int) -> list[FitConfig]:
+def concat_configs(recipes: Sequence[Recipe], out: Path) -> list[ConcatConfig]:
+    """``featcache concat`` of every image set: the features of all networks, side by side."""
+    sets = ("validation", f"{TARGET}_stage_1", *(f"{font}_stage_2" for font in UNSEEN))
+    return [
+        ConcatConfig(
+            caches=[str(out / "caches" / name / f"{recipe.name}.h5") for recipe in recipes],
+            out=str(out / CONCATENATED / f"{name}.h5"),
+        )
+        for name in sets
+    ]
+
+
+def fit_configs(network: str, out: Path, seed: int) -> list[FitConfig]:
     """``heads fit``: both methods, on Stage 1 alone and on Stage 1 and validation."""
-    caches = out / "caches"
+
+    def cache(image_set: str) -> str:
+        own = out / "caches" / image_set / f"{network}.h5"
+        return str(out / CONCATENATED / f"{image_set}.h5" if network == ALL else own)
 
     def head(method: str, name: str, **more: Any) -> FitConfig:
         return FitConfig(
-            cache=str(caches / f"{TARGET}_stage_1" / f"{recipe.name}.h5"),
+            cache=cache(f"{TARGET}_stage_1"),
             method=method,
             dropout="0.02,0.05,0.1,0.2,0.35",
             seed=seed,
-            out=str(out / "heads" / f"{recipe.name}_{name}.h5"),
+            out=str(out / "heads" / f"{network}_{name}.h5"),
             **more,
         )
 
-    validation = str(caches / "validation" / f"{recipe.name}.h5")
     both = {
-        "source": validation,
+        "source": cache("validation"),
         "source_rows": SOURCE_ROWS,
         "source_weight": "0.2",
         "groups": str(out / "data" / kanji.GROUPS),
@@ -161,14 +177,18 @@ def step(verb: str, config: Any, make: Callable[[Any], Any], *positional: str) -
 def predict_and_score(blend: Path, image_set: str, labels: Path, out: Path) -> None:
     """``heads predict`` and ``heads score`` for one image set."""
     submission = out / "submissions" / f"{image_set}.csv"
-    print(f"\n$ heads predict {blend} --caches {out / 'caches' / image_set} --out {submission}")
-    done = commands.predict(
-        str(blend), [str(out / "caches" / image_set)], str(submission), overwrite=True
-    )
+    caches = [str(path) for path in caches_of(out, image_set)]
+    print(f"\n$ heads predict {blend} --caches {' '.join(caches)} --out {submission}")
+    done = commands.predict(str(blend), caches, str(submission), overwrite=True)
     print(f"{submission}: {done.images:,} images, {done.empty:,} of them without a label")
     print(f"$ heads score {submission} --labels {labels}")
     result = commands.score(str(submission), [str(labels)])
     print(f"mean F2 {result['fbeta']:.4f} [{result['low']:.4f}, {result['high']:.4f}]", flush=True)
+
+
+def concat(config: ConcatConfig) -> None:
+    """``featcache concat``."""
+    concatenate(config.caches, config.out, config.overwrite)
 
 
 def network_and_caches(recipe: Recipe, data: Path, out: Path, seed: int) -> None:
@@ -205,9 +225,14 @@ def quickstart(out: Path, seed: int = 0, recipes: tuple[Recipe, ...] = RECIPES) 
     """All steps; returns the table of what was recovered."""
     data = kanji.unpack(out / "data")
     side_by_side(recipes, data, out, seed)
+    networks = [recipe.name for recipe in recipes]
+    if len(recipes) > 1:
+        for config in concat_configs(recipes, out):
+            step("featcache concat", config, concat, *config.caches)
+        networks.append(ALL)
     heads: list[str] = []
-    for recipe in recipes:
-        for fitting in fit_configs(recipe, out, seed):
+    for network in networks:
+        for fitting in fit_configs(network, out, seed):
             step("heads fit", fitting, commands.fit, fitting.cache)
             heads.append(fitting.out)
     blend = BlendConfig(heads=heads, out=str(out / "blend.h5"))

@@ -26,7 +26,14 @@ from heads.decisions import Decision, best_global_threshold
 from heads.prediction import Predictor
 from heads.storage import Head
 
+ALL, CONCATENATED = "all", "concatenated"  # name of the networks side by side, and their folder
 ORACLE_DROPOUT = 0.05  # with thousands of labels the rate hardly matters
+
+
+def caches_of(out: Path, image_set: str) -> list[Path]:
+    """Where the caches of an image set are: those of networks, and of all side by side."""
+    together = out / CONCATENATED / f"{image_set}.h5"
+    return [out / "caches" / image_set, *([together] if together.is_file() else [])]
 
 
 @dataclass
@@ -159,7 +166,7 @@ class Recovery:
     def _stored(self, path: Path, network: str, model: str) -> Row:
         """A stored head or blend; validation rows that it was fitted on are scored out of fold."""
         predictors = {
-            image_set: Predictor.open(path, [self.out / "caches" / image_set])
+            image_set: Predictor.open(path, caches_of(self.out, image_set))
             for image_set in self.domains
         }
         P = {image_set: predictor.predict_proba() for image_set, predictor in predictors.items()}
@@ -231,6 +238,10 @@ class Recovery:
         P = {s: np.mean([p[s] for p in unadapted], axis=0) for s in self.domains}
         blend.fit([P["validation"]], source.Y, missed=source.missed)
         self.rows.append(self._row("blend", "unadapted, source cut", P, blend.threshold_))
+        together = self.out / "heads" / f"{ALL}_both_logistic.h5"
+        if together.is_file():
+            title = "one head on all features, Stage 1 + validation"
+            self.rows.append(self._stored(together, "blend", title))
         self.rows.append(self._stored(self.out / "blend.h5", "blend", "adapted heads"))
         row = Row("blend", "oracle (labels of that typeface)")
         for image_set in list(self.domains)[1:]:
