@@ -17,6 +17,7 @@ Place = str | os.PathLike[str] | FeatureCache
 
 SHORT = 12  # characters of a network's id that are shown
 _ROWS = 60  # of the table
+_NAME = 44  # characters of a network's name there
 
 
 class CacheSet:
@@ -219,7 +220,7 @@ class CacheSet:
         for network in self.networks[:_ROWS]:
             cache = about[network]
             columns = [" and ".join(cells[network].get(name, ["-"])) for name in self.image_sets]
-            rows.append([cache.network_name, short(network), f"{cache.shape[2]:,}", *columns])
+            rows.append([_name(cache), short(network), f"{cache.shape[2]:,}", *columns])
         return header, rows
 
 
@@ -312,6 +313,12 @@ def _cell(cache: FeatureCache, first: FeatureCache) -> str:
     if skipped:
         text += f", {skipped:,} skipped"
     return text if cache.has_images_of(first) else text + ", other images"
+
+
+def _name(cache: FeatureCache) -> str:
+    """Its beginning, if it is that of many networks side by side."""
+    name = cache.network_name
+    return name if len(name) <= _NAME else name[: _NAME - 3] + "..."
 
 
 def short(network: str | None) -> str:

@@ -10,8 +10,6 @@ whose margins are the means of the networks' margins.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +21,7 @@ from featcache import layout
 from featcache.annotations import Labels
 from featcache.cache import FeatureCache
 from featcache.cacheset import refuse_other_classes, refuse_other_images
+from featcache.combined import combined_id, in_order
 from featcache.contents import CacheContents
 from featcache.errors import InputError
 from featcache.layout import CacheFile
@@ -64,8 +63,7 @@ def concatenate(
     Combination of features before the classifier ("early fusion"; Snoek, Worring, Smeulders 2005).
     O(n v d) for d features in all; memory: a block. A killed run is gone on with.
     """
-    opened = [FeatureCache(path) for path in caches]
-    opened.sort(key=lambda cache: (cache.network_name, cache.network_id or ""))
+    opened = in_order(FeatureCache(path) for path in caches)
     _refuse_networks(opened)
     refuse_other_images(opened)
     refuse_other_classes(opened)
@@ -165,11 +163,9 @@ def _last_layer(caches: Sequence[FeatureCache]) -> dict[str, np.ndarray]:
 
 def _provenance(caches: Sequence[FeatureCache]) -> dict[str, Any]:
     """A name, an id, and what is said of each."""
-    ids = [cache.network_id for cache in caches]
-    digest = hashlib.sha256(json.dumps({"concatenated": ids}).encode()).hexdigest()
     return {
         "network": " + ".join(cache.network_name for cache in caches),
-        "network_id": digest,
+        "network_id": combined_id(caches),
         "concatenated": [
             {"path": str(cache.path), "features": cache.shape[2], **cache.provenance}
             for cache in caches

@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix, vstack
 
 from featcache import CacheSet, FeatureCache
 from featcache.cacheset import refuse_other_images, short
+from featcache.combined import combination
 from heads.decisions import Decision, GlobalThreshold
 from heads.domain_heads import AdaptedModel, DomainHead
 from heads.given import GivenScores, ScoreFile, named_files
@@ -316,6 +317,12 @@ def _matching(
 ) -> FeatureCache:
     if network_id in caches.networks:
         return caches[network_id, IMAGE_SET]
+    parts = " ".join(str(cache.path) for cache in combination(network_id, caches))
     raise ValueError(
-        f"{path}: needs a cache of network {short(network_id)}; --caches has only {caches.listing}"
+        f"{path}: needs a cache of network {short(network_id)}; "
+        + (
+            f"`featcache concat {parts} --out CACHE.h5` makes it: add it to --caches"
+            if parts
+            else f"--caches has only {caches.listing}"
+        )
     )

@@ -10,8 +10,10 @@ import pytest
 
 from featcache import CacheSet, FeatureCache, InputError
 from featcache.cli import main
+from featcache.combined import combination
 from featcache.concatenation import concatenate
 from heads import DropoutLogistic
+from heads.cli import main as heads_main
 
 K = 3
 IDS = [f"i{row:03d}" for row in range(40)]
@@ -112,6 +114,29 @@ def test_without_a_last_layer_there_is_none_of_the_whole(tmp_path: Path) -> None
     whole = FeatureCache(concatenate(paths, tmp_path / "ab.h5"))
     assert whole.weight is None
     assert whole.bias is None
+
+
+def test_which_networks_make_one_side_by_side_is_found_from_their_ids(tmp_path: Path) -> None:
+    caches = [make(tmp_path / f"{dim}.h5", dim) for dim in (3, 5, 8)]
+    whole = FeatureCache(concatenate([caches[2].path, caches[0].path], tmp_path / "two.h5"))
+    assert combination(whole.network_id, caches) == [caches[0], caches[2]]
+    assert combination(whole.network_id, caches[:2]) == []
+    assert combination(None, caches) == []
+
+
+def test_prediction_without_the_cache_says_how_to_make_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [str(path) for path in both(tmp_path / "set")]
+    whole, head = str(tmp_path / "ab.h5"), str(tmp_path / "head.h5")
+    concatenate(paths, whole)
+    assert heads_main(["fit", whole, "--dropout", "0.5", "--out", head]) == 0
+    capsys.readouterr()
+    out = str(tmp_path / "submission.csv")
+    assert heads_main(["predict", head, "--caches", *paths, "--out", out]) == 2
+    assert f"`featcache concat {' '.join(paths)} --out CACHE.h5`" in capsys.readouterr().err
+    assert heads_main(["predict", head, "--caches", *paths, whole, "--out", out]) == 0
+    assert len(Path(out).read_text().splitlines()) == 1 + len(IDS)
 
 
 @pytest.mark.parametrize(
