@@ -16,7 +16,7 @@ import heads.cli
 from examples.inclusive_images import hours
 from featcache.console import from_arguments
 from featcache.networks import FACTS
-from featcache.settings import ExtractionConfig, TrainingConfig
+from featcache.settings import ConcatConfig, ExtractionConfig, TrainingConfig
 from tests import tiny
 from tests.tiny import ROOT
 
@@ -68,12 +68,21 @@ def test_every_command_is_one_that_the_command_lines_know(gpus: str) -> None:
         if verb == "train":
             config = from_arguments(TrainingConfig, arguments)
             assert config.batch_size % (config.micro_batch * int(gpus)) == 0
+        if verb == "concat":
+            assert len(from_arguments(ConcatConfig, arguments, caches=arguments.caches).caches) == 6
         if verb == "extract":
             from_arguments(ExtractionConfig, arguments)
     counts = {verb: verbs.count(verb) for verb in verbs}
     assert counts == {
-        "train": 6, "extract": 18, "fit": 12, "adapt": 6, "blend": 1, "predict": 1, "report": 1,
+        "train": 6, "extract": 18, "concat": 3, "fit": 14, "adapt": 7, "blend": 1, "predict": 1,
+        "report": 1,
     }  # fmt: skip
+
+
+def test_one_network_is_not_put_beside_itself() -> None:
+    verbs = [words[1] for words in of_project(planned("submission", "NETWORKS=resnet101"))]
+    assert "concat" not in verbs
+    assert verbs.count("fit") == 2
 
 
 @pytest.mark.parametrize("arch", FACTS)
@@ -86,7 +95,7 @@ def test_one_command_makes_all_of_a_network(arch: str) -> None:
 
 
 TINY = {
-    "NETWORKS": "test_resnet",
+    "NETWORKS": "test_resnet test_efficientnet",
     "HELD_OUT": "16",
     "EPOCHS": "2",
     "BATCH": "16",
@@ -141,6 +150,7 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
         "make", "--no-print-directory", "-f", str(MAKEFILE), *words,
         *(f"{name}={value}" for name, value in TINY.items()),
         f"FEATCACHE={python} -m featcache", f"HEADS={python} -m heads",
+        f"CONCAT={python} -m featcache concat",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
