@@ -8,7 +8,8 @@ with one A (d, d) for all K labels, and rare labels learn from frequent ones:
 on features z of unit spread, so that `strength` is a pure number. Convex in (A, b). The Hessian in
 A is close to the Kronecker product of W' C W, C = diag(mean p_k (1 - p_k)), and Z' a Z: in the
 eigenvectors of both, scaled by the eigenvalues, L-BFGS takes some tens of steps. Beyond 256
-features A stays within the leading 256 eigenvectors on either side, r. O(n r (K + r)) a step.
+features A stays within the leading 256 eigenvectors on either side, r. O(n r (K + r)) a step; and
+the eigenvectors of the smaller side of W and of Z.
 A linear layer between frozen features and a frozen head: Rebuffi, Bilen, Vedaldi (2017).
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import eigh as scipy_eigh
 from scipy.optimize import minimize
 from scipy.special import expit
 
@@ -70,21 +72,46 @@ def fit_adapter(
     return problem.head(result.x * scale)
 
 
+def leading_axes(M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues (r,), ascending, and eigenvectors (d, r) of M' M, the leading ones of M (m, d).
+
+    Of fewer rows than features all others are zero, and the small side is solved:
+    O(min(m, d)^2 max(m, d)).
+    """
+    m, d = M.shape
+    if m >= d:
+        return _leading(M.T @ M)
+    e, u = _leading(M @ M.T)
+    kept = e > m * np.finfo(M.dtype).eps * e[-1]
+    e, u = e[kept], u[:, kept]
+    # Rounding leaves the axes of small eigenvalues a little oblique.
+    return e, np.linalg.qr(M.T @ u / np.sqrt(e))[0]
+
+
+def _leading(G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most _RANK eigenvalues and eigenvectors of a symmetric matrix."""
+    if len(G) <= _RANK:
+        e, vectors = eigh(G)
+    else:
+        e, vectors = scipy_eigh(G, subset_by_index=[len(G) - _RANK, len(G) - 1], driver="evr")
+    return np.maximum(e, 0), vectors
+
+
 @dataclass(frozen=True)
 class _Problem:
-    """In coordinates u' z, t_k = w_k' v: A = v B u', B (r, r).
+    """In coordinates u' z, t_k = w_k' v: A = v B u', B (q, r).
 
     Attributes
     ----------
     Z, Y : (n, r), (n, K)
     a : (n, 1), or (n, K) where labels are unknown
-    T : (K, r)
+    T : (K, q)
     base : (n, K)
         Margins before the map.
     W, b : (K, d), (K,)
-    left, right : (d, r)
+    left, right : (d, q), (d, r)
         v and u, eigenvectors.
-    curvature : (r, r)
+    curvature : (q, r)
         Of the loss in B, about.
     bias_curvature : (K,)
     """
@@ -114,10 +141,9 @@ class _Problem:
         base = Z @ W.T + b
         p = expit(base)
         h = (a * np.maximum(p * (1 - p), 1e-4)).sum(axis=0)
-        s, left = eigh((W.T * (h / weight.sum())) @ W)
-        e, right = eigh((Z.T * weight) @ Z)
-        left, right = left[:, -_RANK:], right[:, -_RANK:]
-        curvature = np.maximum(s[-_RANK:], 0)[:, None] * np.maximum(e[-_RANK:], 0)
+        s, left = leading_axes(np.sqrt(h / weight.sum())[:, None] * W)
+        e, right = leading_axes(np.sqrt(weight)[:, None] * Z)
+        curvature = s[:, None] * e
         return cls(Z @ right, Y.astype(Z.dtype), a, W @ left, base, W, b, left, right, curvature, h)
 
     @property
@@ -126,8 +152,8 @@ class _Problem:
 
     def split(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """B and the change of the biases."""
-        r = self.curvature.shape[0]
-        return at[: r * r].reshape(r, r), at[r * r :]
+        size = self.curvature.size
+        return at[:size].reshape(self.curvature.shape), at[size:]
 
     def scale(self, strength: float) -> np.ndarray:
         """Of the coordinates, in which the Hessian is about the identity."""

@@ -82,8 +82,41 @@ def test_many_features_are_mapped_within_the_leading_ones(monkeypatch: pytest.Mo
     assert b_.shape == (K,)
 
 
-def test_a_last_layer_of_zeros_has_nothing_to_map() -> None:
-    W_, b_ = fit_adapter(Z, Y, WEIGHT, 0 * W, B)
+@pytest.mark.parametrize("shape", [(40, 12), (12, 40), (12, 12), (1, 5)])
+def test_leading_axes_are_eigenvectors_whichever_side_is_smaller(shape: tuple[int, int]) -> None:
+    M = np.random.default_rng(3).normal(size=shape)
+    e, vectors = adapter.leading_axes(M)
+    rank = min(shape)
+    np.testing.assert_allclose(e, np.linalg.eigvalsh(M.T @ M)[-rank:], atol=1e-9)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(rank), atol=1e-9)
+    np.testing.assert_allclose(M.T @ (M @ vectors), vectors * e, atol=1e-8)
+
+
+def test_of_more_features_than_rows_the_fit_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directions in which there is no row and no weight have nothing to map."""
+    monkeypatch.setattr(adapter, "_TOL", 1e-13)
+    rng = np.random.default_rng(4)
+    wide, _ = np.linalg.qr(rng.normal(size=(200, D)))  # features on a small part of 200 axes
+    first = fit_adapter(Z, Y, WEIGHT, W, B, 1.0)
+    second = fit_adapter(Z @ wide.T, Y, WEIGHT, W @ wide.T, B, D / 200)
+    np.testing.assert_allclose(second[0] @ wide, first[0], atol=1e-5)
+    np.testing.assert_allclose(second[1], first[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("features", [3, 400])
+def test_many_labels_of_many_features_take_the_leading_ones(features: int) -> None:
+    rng = np.random.default_rng(5)
+    X, V = rng.normal(size=(300, features)), rng.normal(size=(270, features)) / 9
+    labels = (rng.random((300, 270)) < expit(X @ V.T)).astype(float)
+    W_, b_ = fit_adapter(X, labels, np.ones(300), V, np.zeros(270))
+    before, after = (np.logaddexp(0, m) - labels * m for m in (X @ V.T, X @ W_.T + b_))
+    assert after.sum() < before.sum()
+
+
+@pytest.mark.parametrize("wide", [1, 9])
+def test_a_last_layer_of_zeros_has_nothing_to_map(wide: int) -> None:
+    X, none = np.tile(Z, wide), np.zeros((K, wide * D))
+    W_, b_ = fit_adapter(X, Y, WEIGHT, none, B)
     np.testing.assert_array_equal(W_, 0)
     assert np.isfinite(b_).all()
 
