@@ -13,7 +13,7 @@ from featcache.atomic import write_atomically
 
 QUICK = "_quick"
 # As benchmarks.measure.report writes it: title; machine[; command].
-_MOST = 300  # rows that are shown
+_MOST = 400  # rows that are shown
 _FIRST_LINE = re.compile(r"(.*?); (\d+ cores of .*?)(?:; (python -m .*))?")
 INTRODUCTION = """# What has been measured
 
