@@ -126,7 +126,7 @@ def concat_configs(recipes: Sequence[Recipe], out: Path) -> list[ConcatConfig]:
     return [
         ConcatConfig(
             caches=[str(out / "caches" / name / f"{recipe.name}.h5") for recipe in recipes],
-            out=str(out / CONCATENATED / f"{name}.h5"),
+            out=str(out / CONCATENATED / name / f"{ALL}.h5"),
         )
         for name in sets
     ]
@@ -136,8 +136,8 @@ def fit_configs(network: str, out: Path, seed: int) -> list[FitConfig]:
     """``heads fit``: both methods, on Stage 1 alone and on Stage 1 and validation."""
 
     def cache(image_set: str) -> str:
-        own = out / "caches" / image_set / f"{network}.h5"
-        return str(out / CONCATENATED / f"{image_set}.h5" if network == ALL else own)
+        folder = CONCATENATED if network == ALL else "caches"
+        return str(out / folder / image_set / f"{network}.h5")
 
     def head(method: str, name: str, **more: Any) -> FitConfig:
         return FitConfig(

@@ -26,14 +26,14 @@ from heads.decisions import Decision, best_global_threshold
 from heads.prediction import Predictor
 from heads.storage import Head
 
-ALL, CONCATENATED = "all", "concatenated"  # name of the networks side by side, and their folder
+ALL, CONCATENATED = "all", "concatenated"  # the networks side by side, and where their caches are
 ORACLE_DROPOUT = 0.05  # with thousands of labels the rate hardly matters
 
 
 def caches_of(out: Path, image_set: str) -> list[Path]:
     """Where the caches of an image set are: those of networks, and of all side by side."""
-    together = out / CONCATENATED / f"{image_set}.h5"
-    return [out / "caches" / image_set, *([together] if together.is_file() else [])]
+    together = out / CONCATENATED / image_set
+    return [out / "caches" / image_set, *([together] if together.is_dir() else [])]
 
 
 @dataclass

@@ -11,6 +11,7 @@ whose margins are the means of the networks' margins.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from featcache import layout
 from featcache.annotations import Labels
 from featcache.cache import FeatureCache
 from featcache.cacheset import refuse_other_classes, refuse_other_images
-from featcache.combined import combined_id, in_order
+from featcache.combined import combined_id, in_order, parts
 from featcache.contents import CacheContents
 from featcache.errors import InputError
 from featcache.layout import CacheFile
@@ -40,8 +41,9 @@ def concatenate(
     ----------
     caches : sequence of path
         Finished caches of different networks on the same images. Their order does not matter:
-        features come in the order of the networks' names and ids, so that the results of two
-        image sets fit each other.
+        features come in the order of the networks' ids, so that the results of two image sets fit
+        each other. Views are put side by side by their names; if they were drawn by other seeds,
+        a row shows an image in other crops to each network.
     out : path
     overwrite : bool
         Replace an existing file.
@@ -50,19 +52,20 @@ def concatenate(
     -------
     path : Path
         `out`. Its `network_id` follows from those of the networks. A row is valid where it is in
-        all of them.
+        all of them. It has a last layer if all of them have.
 
     Raises
     ------
     InputError
-        If images, views, classes or labels differ, a network is given twice or has no id, or a
-        block is damaged.
+        If images, views, classes or labels differ, a network is given twice, has no id or is
+        itself several side by side, `out` is one of the caches, or a block is damaged.
 
     Notes
     -----
     Combination of features before the classifier ("early fusion"; Snoek, Worring, Smeulders 2005).
     O(n v d) for d features in all; memory: a block. A killed run is gone on with.
     """
+    _refuse_list(caches, Path(out))
     opened = in_order(FeatureCache(path) for path in caches)
     _refuse_networks(opened)
     refuse_other_images(opened)
@@ -98,11 +101,31 @@ def concatenate(
         return writer.finish()
 
 
-def _refuse_networks(caches: Sequence[FeatureCache]) -> None:
+def _refuse_list(caches: Sequence[str | os.PathLike[str]], out: Path) -> None:
+    if isinstance(caches, str | os.PathLike):
+        raise InputError(f"{caches}: give a list of caches, one a network")
     if len(caches) < 2:
-        raise InputError(f"{caches[0].path}: is alone; give caches of two networks or more")
+        given = ", ".join(map(str, caches)) or "nothing"
+        raise InputError(f"given is {given}; give caches of two networks or more")
+    places = [Path(path).resolve() for path in caches]
+    twice = [path for path, count in Counter(places).items() if count > 1]
+    if twice:
+        raise InputError(f"{twice[0]}: is given twice; give each cache once")
+    if out.resolve() in places:
+        raise InputError(
+            f"{out}: is to be written and is one of the caches as well; leave it out of the list, "
+            "or choose another --out"
+        )
+
+
+def _refuse_networks(caches: Sequence[FeatureCache]) -> None:
     seen: dict[str, FeatureCache] = {}
     for cache in caches:
+        if parts(cache):
+            raise InputError(
+                f"{cache.path}: is of {len(parts(cache))} networks side by side already; give the "
+                "caches of those networks themselves"
+            )
         if cache.network_id is None:
             raise InputError(
                 f"{cache.path}: its network has no id; write it with "
@@ -120,7 +143,8 @@ def _refuse_other_views(files: Sequence[CacheFile]) -> None:
         if not np.array_equal(file.views, files[0].views):
             raise InputError(
                 f"{file.path}: its views are {file.views.tolist()}, those of {files[0].path} "
-                f"{files[0].views.tolist()}; extract both with the same --views"
+                f"{files[0].views.tolist()}; extract both with the same --views and "
+                "--view-count"
             )
 
 
@@ -178,9 +202,9 @@ def _reasons(caches: Sequence[FeatureCache], whys: list[list[str | None]]) -> li
     names = [cache.network_name for cache in caches]
     found: list[str | None] = []
     for row in zip(*whys, strict=True):
-        bad = {why: name for name, why in zip(names, row, strict=True) if why is not None}
-        if len(bad) == 1 and None not in row:
-            found.append(next(iter(bad)))  # the image itself
+        if len(set(row)) == 1:
+            found.append(row[0])  # of the image itself, or None
         else:
-            found.append("; ".join(f"{name}: {why}" for why, name in bad.items()) or None)
+            told = [f"{name}: {why}" for name, why in zip(names, row, strict=True) if why]
+            found.append("; ".join(told))
     return found

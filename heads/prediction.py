@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -317,7 +318,7 @@ def _matching(
 ) -> FeatureCache:
     if network_id in caches.networks:
         return caches[network_id, IMAGE_SET]
-    parts = " ".join(str(cache.path) for cache in combination(network_id, caches))
+    parts = shlex.join(str(cache.path) for cache in combination(network_id, caches))
     raise ValueError(
         f"{path}: needs a cache of network {short(network_id)}; "
         + (

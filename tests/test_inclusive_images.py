@@ -91,6 +91,27 @@ def test_one_command_makes_all_of_a_network(arch: str) -> None:
     assert sorted(verbs) == sorted(["train", *["extract"] * 3, "fit", "fit", "adapt"])
 
 
+def test_another_list_of_networks_makes_all_anew(tmp_path: Path) -> None:
+    def concatenated(networks: str) -> list[list[str]]:
+        words = [f"{tmp_path}/caches/stage_1/all.h5", f"OUT={tmp_path}", f"NETWORKS={networks}"]
+        stamp = ["make", "-f", str(MAKEFILE), f"{tmp_path}/networks", *words[1:]]
+        subprocess.run(stamp, check=True, cwd=ROOT, capture_output=True)
+        return [words for words in of_project(planned(*words)) if words[1] == "concat"]
+
+    folder = tmp_path / "caches" / "stage_1"
+    folder.mkdir(parents=True)
+    for name in ("a", "b", "c"):
+        (tmp_path / "trained").mkdir(exist_ok=True)
+        (tmp_path / "trained" / name).touch()
+        (folder / f"{name}.h5").touch()
+    assert len(concatenated("a b")[0]) == 6
+    (folder / "all.h5").touch()
+    assert concatenated("a b") == []
+    (again,) = concatenated("a b c")
+    assert [Path(word).stem for word in again[2:5]] == ["a", "b", "c"]
+    assert not (folder / "all.h5").exists()
+
+
 # --------------------------------------------------------- a small imitation of the challenge
 
 
