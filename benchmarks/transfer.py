@@ -5,7 +5,9 @@ quickstart``); typefaces that it did not extract are, once, into ``--caches``. E
 typeface is Stage 1 in turn, with 1,000 labelled characters; the others, and held-out characters
 in the printed typefaces of the source, are what nobody labelled. Everything is scored for the
 average of the networks; *side by side* are their features as those of one network (``featcache
-concat``), which then counts as much as the average of the networks does. *Gap* is between the
+concat``), which then counts as much as the average of the networks does; *own statistics* are
+those of an image set, of which batch normalisation takes half (``featcache extract
+--domain-statistics 0.5``). *Gap* is between the
 unadapted head at the source's cut and the oracle, a head a network, averaged; it is left out where
 that is less than 0.05 of F2. A run that was stopped goes on where it was: ``--caches``/cells keeps
 a file for each case and step (``ours``, ``himalaya``, ...). Remove those of a step whose code has
@@ -34,6 +36,7 @@ from scipy.special import expit
 from benchmarks.measure import RESULTS, first_line, report
 from benchmarks.transfer_domains import (
     KINDS,
+    OWN_STATISTICS,
     SOURCE,
     Case,
     Pools,
@@ -50,6 +53,7 @@ from benchmarks.transfer_methods import (
     ours,
     ours_side_by_side,
     unadapted,
+    whole_chain,
 )
 from benchmarks.transfer_peers import (
     Method,
@@ -79,6 +83,7 @@ STEPS: dict[str, Callable[[Case, Pools], Iterator[tuple[str, Method]]]] = {
     "ours": ours,
     "oracle": oracle,
 }
+STATISTICS = "own_statistics"  # the step that needs networks in two forms
 # What follows a step on the features of all networks at once.
 WHOLE = {
     "fine_tuned": fine_tuned_side_by_side,
@@ -109,24 +114,27 @@ class Job:
 
     def run(self) -> list[dict[str, Any]]:
         """Rows of all cells."""
-        missing = [step for step in STEPS if not self.file(step).is_file()]
+        missing = [step for step in (*STEPS, STATISTICS) if not self.file(step).is_file()]
         if missing:
             self._measure(missing)
             print(f"{self.font}, {self.kind}, split {self.split}: done", flush=True)
         scored: dict[str, Any] = {}
-        for step in STEPS:
+        for step in (*STEPS, STATISTICS):
             if self.file(step).is_file():  # a peer that is not installed leaves none
                 scored |= json.loads(self.file(step).read_text(encoding="utf-8"))
         return list(self._rows(scored))
 
     def _measure(self, steps: Sequence[str]) -> None:
         pools = [Pools.read(self.quickstart, self.caches, network) for network in self.networks]
-        cases = [make_case(own, self.font, Shift(self.kind), self.split) for own in pools]
+        cases = [self._case(own) for own in pools]
         for step in steps:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                parts = [dict(STEPS[step](*each)) for each in zip(cases, pools, strict=True)]
-                blend = {name: _average([part[name] for part in parts]) for name in parts[0]}
+                if step == STATISTICS:
+                    blend = self._with_statistics(cases, pools)
+                else:
+                    parts = [dict(STEPS[step](*each)) for each in zip(cases, pools, strict=True)]
+                    blend = {name: _average([part[name] for part in parts]) for name in parts[0]}
                 if step in WHOLE and len(pools) > 1:
                     blend |= self._side_by_side(step, pools, blend)
             scored = {
@@ -137,13 +145,34 @@ class Job:
                 self.file(step).parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(self.file(step), json.dumps(scored).encode())
 
+    def _with_statistics(self, cases: Sequence[Case], pools: Sequence[Pools]) -> dict[str, Method]:
+        """Networks that take half of an image set's own statistics, alone and beside the others."""
+        own = [Pools.read(self.quickstart, self.caches, n, OWN_STATISTICS) for n in self.networks]
+        own_cases = [self._case(each) for each in own]
+        before = [dict(unadapted(*each)) for each in zip(own_cases, own, strict=True)]
+        plain = _average([whole_chain(*each) for each in zip(cases, pools, strict=True)])
+        ours = _average([whole_chain(*each) for each in zip(own_cases, own, strict=True)])
+        every = Pools.side_by_side([*pools, *own])
+        beside = whole_chain(self._case(every), every)
+        beside.seconds /= len(pools)
+        everything = _average([plain, ours, beside])
+        everything.seconds *= 3
+        return {
+            f"{UNADAPTED[0]}, own statistics": _average([each[UNADAPTED[0]] for each in before]),
+            "ours, own statistics": ours,
+            "ours, with and without own statistics side by side": beside,
+            "ours, all of these averaged": everything,
+        }
+
+    def _case(self, pools: Pools) -> Case:
+        return make_case(pools, self.font, Shift(self.kind), self.split)
+
     def _side_by_side(
         self, step: str, pools: list[Pools], averaged: Mapping[str, Method]
     ) -> dict[str, Method]:
         """All networks as one, and that beside the average of the networks."""
         whole = Pools.side_by_side(pools)
-        case = make_case(whole, self.font, Shift(self.kind), self.split)
-        found = dict(WHOLE[step](case, whole))
+        found = dict(WHOLE[step](self._case(whole), whole))
         for method in found.values():
             method.seconds /= len(pools)
         if step == "ours":

@@ -24,6 +24,7 @@ SOURCE = "source"  # the printed typefaces: held-out characters
 FOLDERS = ("stage_1", "stage_2")
 LABELLED = 1000
 STAGE_2 = 1000
+OWN_STATISTICS = 0.5  # share, where batch normalisation takes any of an image set
 FEW = 150  # rows of a domain beside these, that some may see the labels of
 KINDS = ("none", "frequencies", "habits")
 
@@ -68,25 +69,34 @@ class Domain:
 def missing_caches(
     quickstart: Path, folder: Path, networks: Sequence[str]
 ) -> list[ExtractionConfig]:
-    """``featcache extract`` of every typeface that the quickstart did not extract itself."""
+    """``featcache extract`` of every typeface that the quickstart did not extract itself.
+
+    And of all of them, and of the validation images, with half of their own statistics.
+    """
+    typefaces = [f"{font}_{part}" for font in TARGET_FONTS for part in FOLDERS]
+    wanted = [(name, 0.0) for name in typefaces]
+    wanted += [(name, OWN_STATISTICS) for name in ("validation", *typefaces)]
     configs = []
-    for font in TARGET_FONTS:
-        for part in FOLDERS:
-            for network in networks:
-                name = f"{font}_{part}/{network}.h5"
-                if (quickstart / "caches" / name).is_file() or (folder / name).is_file():
-                    continue
-                configs.append(
-                    ExtractionConfig(
-                        run=str(quickstart / "runs" / network),
-                        images=str(quickstart / "data" / font / part),
-                        out=str(folder / name),
-                        views="strong",
-                        view_count=VIEWS,
-                        workers=0,
-                        threads=1,
-                    )
+    for name, share in wanted:
+        font, _, part = name.partition("_")
+        for network in networks:
+            out = cache_file(quickstart, folder, name, network, share)
+            if out.is_file():
+                continue
+            images = f"{font}/{part}" if part else "train"
+            configs.append(
+                ExtractionConfig(
+                    run=str(quickstart / "runs" / network),
+                    images=str(quickstart / "data" / images),
+                    out=str(out),
+                    ids="" if part else str(quickstart / "data" / "validation_ids.txt"),
+                    views="strong",
+                    view_count=VIEWS,
+                    domain_statistics=share,
+                    workers=0,
+                    threads=1,
                 )
+            )
     return configs
 
 
@@ -161,19 +171,23 @@ class Pools:
     bias: np.ndarray
 
     @classmethod
-    def read(cls, quickstart: Path, folder: Path, network: str) -> Pools:
-        """From the caches of the quickstart and those of :func:`make_caches`."""
-        source = FeatureCache(_cache_file(quickstart, folder, "validation", network))
+    def read(cls, quickstart: Path, folder: Path, network: str, share: float = 0.0) -> Pools:
+        """From the caches of the quickstart and those of :func:`make_caches`.
+
+        `share` is that of an image set's own statistics.
+        """
+
+        def cache(name: str) -> FeatureCache:
+            return FeatureCache(cache_file(quickstart, folder, name, network, share))
+
+        source = cache("validation")
         truth = _Truth(source.classes)
         fonts, train = {}, {}
         for font in TARGET_FONTS:
-            parts = [
-                truth.domain(FeatureCache(_cache_file(quickstart, folder, name, network)), (font,))
-                for name in (f"{font}_{part}" for part in FOLDERS)
-            ]
+            parts = [truth.domain(cache(f"{font}_{part}"), (font,)) for part in FOLDERS]
             fonts[font] = _joined(parts)
             oracle = quickstart / "caches" / f"oracle_{font}_source" / f"{network}.h5"
-            if oracle.is_file():
+            if oracle.is_file() and not share:
                 train[font] = truth.domain(FeatureCache(oracle), (font,))
         assert source.weight is not None
         assert source.bias is not None
@@ -184,10 +198,11 @@ class Pools:
     def side_by_side(cls, pools: Sequence[Pools]) -> Pools:
         """The features of several networks as those of one, as by ``featcache concat``."""
         first, others = pools[0], pools[1:]
+        known = [name for name in first.train if all(name in p.train for p in others)]
         return cls(
             first.source.beside([p.source for p in others]),
             {name: d.beside([p.fonts[name] for p in others]) for name, d in first.fonts.items()},
-            {name: d.beside([p.train[name] for p in others]) for name, d in first.train.items()},
+            {name: first.train[name].beside([p.train[name] for p in others]) for name in known},
             np.concatenate([p.weight for p in pools], axis=1) / len(pools),
             np.mean([p.bias for p in pools], axis=0),
         )
@@ -210,7 +225,10 @@ class _Truth:
         return Domain(cache.features[:], Y, np.array([k.character for k in found]))
 
 
-def _cache_file(quickstart: Path, folder: Path, name: str, network: str) -> Path:
+def cache_file(quickstart: Path, folder: Path, name: str, network: str, share: float = 0.0) -> Path:
+    """Of an image set, with a share of its own statistics: the quickstart's, or ours."""
+    if share:
+        return folder / f"domain_statistics_{share}" / name / f"{network}.h5"
     own = quickstart / "caches" / name / f"{network}.h5"
     return own if own.is_file() else folder / name / f"{network}.h5"
 

@@ -120,8 +120,10 @@ class FeatureCache:
         network = self.provenance.get("network") or "without a name"
         if not isinstance(network, dict) or "arch" not in network:
             return str(network)
-        kwargs = [f"{key}={value}" for key, value in network.get("kwargs", {}).items()]
-        return " ".join([str(network["arch"]), *kwargs])
+        more = [f"{key}={value}" for key, value in network.get("kwargs", {}).items()]
+        if share := self.provenance.get("domain_statistics"):
+            more.append(f"domain_statistics={share}")
+        return " ".join([str(network["arch"]), *more])
 
     # --------------------------------------------------------------- of rows
 

@@ -13,6 +13,7 @@ import torch
 from featcache import batches
 from featcache.annotations import Labels, labels_of
 from featcache.atomic import refuse_unwritable
+from featcache.domain_statistics import normalised_layers, take_statistics
 from featcache.embedding import Embedder
 from featcache.entries import Entries
 from featcache.errors import InputError
@@ -161,6 +162,8 @@ def extract(config: ExtractionConfig) -> Path | None:
     sizes = file_sizes(images)
     fingerprint = told(config, embedder, recipe, images, sizes)
     check_network(embedder, images, config.batch_size)
+    if config.domain_statistics:
+        normalised_layers(embedder.network)  # before anything is written
     contents = contents_of(
         embedder,
         recipe,
@@ -179,6 +182,8 @@ def extract(config: ExtractionConfig) -> Path | None:
     with writer:
         for message in writer.messages:
             print(message, flush=True)
+        if config.domain_statistics:
+            take_statistics(embedder, images, config, say=not share.rank)
         fill(writer, embedder, batches.ViewImages(images, recipe, sizes), config, share)
         if not writer.finished:
             print(

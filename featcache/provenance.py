@@ -14,6 +14,7 @@ import torchvision
 
 from featcache.console import Progress
 from featcache.contents import plain
+from featcache.domain_statistics import shared_id
 from featcache.embedding import Embedder
 from featcache.imagefacts import file_contents, told_sizes
 from featcache.images import ImageSet
@@ -46,11 +47,13 @@ def provenance(config: ExtractionConfig, embedder: Embedder, recipe: Recipe) -> 
     """What made the features, as JSON."""
     run = embedder.run
     layer = classifier_name(embedder.network, run.network)
+    share = config.domain_statistics
     return {
         "network": asdict(run.network) | {"layer": layer},
-        "network_id": network_id(embedder.network, run.preprocessing, layer),
+        "network_id": shared_id(network_id(embedder.network, run.preprocessing, layer), share),
         "preprocessing": asdict(run.preprocessing),
         "views": {"recipe": recipe.name, "seed": recipe.seed, "count": recipe.count},
+        **({"domain_statistics": share} if share else {}),
         "own_code": own_code(run.network.arch, recipe.name),
         "versions": versions(),
         "device": embedder.device.type,

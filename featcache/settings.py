@@ -27,7 +27,12 @@ LEAST_IN_TRAINING: dict[str, float] = {
     "checkpoint_minutes": 0,
     "seed": 0,
 }
-LEAST_IN_EXTRACTION: dict[str, float] = {"batch_size": 1, "workers": 0, "threads": 0}
+LEAST_IN_EXTRACTION: dict[str, float] = {
+    "batch_size": 1,
+    "workers": 0,
+    "threads": 0,
+    "domain_statistics": 0,
+}
 PRECISIONS = ("auto", "bf16", "float32")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 UNLISTED = ("negative", "unknown")
@@ -209,6 +214,12 @@ class ExtractionConfig:
     workers: int = option(2, "processes that decode and render")
     threads: int = option(0, "threads of torch on a CPU; 0: as torch chooses")
     seed: int = option(0, "of the random views")
+    domain_statistics: float = option(
+        0.0,
+        "share of these images' own statistics in batch normalisation, for images unlike those of "
+        "training (0.5 is a good start); 0: as trained. The same for all image sets of a head",
+        metavar="SHARE",
+    )
     hash_images: bool = option(
         False, "tell images by all of their bytes, not by the sizes of their files alone"
     )
@@ -216,6 +227,10 @@ class ExtractionConfig:
 
     def __post_init__(self) -> None:
         _refuse_smaller(self, LEAST_IN_EXTRACTION)
+        if not self.domain_statistics <= 1:
+            raise InputError(
+                f"--domain-statistics {self.domain_statistics}: give a share from 0 to 1"
+            )
         default = type(self).__dataclass_fields__["view_count"].default
         if self.views in ("eval", "tta") and self.view_count != default:
             # Recorded, it would tell apart caches that are equal.
