@@ -1,7 +1,7 @@
 """What do logistic heads score out of fold, at every rate of a path?
 
-Rows in a fold's coordinates take about as much memory as X. So all rates of a fold are gone
-through before the next fold, and what they say is kept by rate: coefficients where the images
+Rows in a fold's coordinates take about as much memory as X. So all rates of two folds are gone
+through before the next two, and what they say is kept by rate: coefficients where the images
 are many, from which scores follow by one product, else the scores themselves.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from heads.parallel import Map
 from heads.selection import OutOfFold, Start
 from heads.training import TrainingSet
 
+_TOGETHER = 2  # folds whose chunks take turns: each thread makes rows, none waits for them
 _AVERAGED = 1 << 20  # scores that are made at once
 
 
@@ -73,12 +75,15 @@ class Paths:
         described: list[tuple[int, np.ndarray]] = []
 
         def chunks() -> Iterator[Chunk]:
-            for fold, (train, test) in enumerate(self.folds):
-                scored = None if self.keep_weights else test
-                fit = LogisticFit(self.data, train, self.objective, self.axes, scored)
-                self.fits.append(fit)
-                described.extend((fold, chunk.labels) for chunk in fit.chunks)
-                yield from fit.chunks
+            for first in range(0, len(self.folds), _TOGETHER):
+                several = range(first, min(first + _TOGETHER, len(self.folds)))
+                fits = [self._fit(fold) for fold in several]
+                self.fits += fits
+                for turn in zip_longest(*(fit.chunks for fit in fits)):
+                    for fold, chunk in zip(several, turn, strict=True):
+                        if chunk is not None:
+                            described.append((fold, chunk.labels))
+                            yield chunk
 
         def fit(chunk: Chunk) -> list[Fitted]:
             return chunk.fit(np.repeat(rho[:, None], len(chunk.labels), axis=1), start)
@@ -92,6 +97,12 @@ class Paths:
                     self.starts[rate].add(labels, fitted.D, fitted.b)
         if self.weakest is None or rho[-1] < self.weakest[0]:
             self.weakest = float(rho[-1]), self._start(float(dropouts[-1]))
+
+    def _fit(self, fold: int) -> LogisticFit:
+        """Of the training images of a fold."""
+        train, test = self.folds[fold]
+        scored = None if self.keep_weights else test
+        return LogisticFit(self.data, train, self.objective, self.axes, scored)
 
     def take(self, dropout: float) -> OutOfFold:
         """What is kept of a rate, which is forgotten; it is gone through if it was not."""
