@@ -96,7 +96,7 @@ def export(config: ExportConfig) -> Export:
         raise ValueError(
             f"{config.run}: is network {short(own.network_id)}, but {config.content} was fitted on "
             f"network {short(head.network_id)}; give the run that its caches were extracted with "
-            "(a head on several networks side by side has none)"
+            "(a head on several networks side by side, or on images' own statistics, has none)"
         )
     if isinstance(head.estimator, AdaptedModel):
         head = replace(head, estimator=frozen(head.estimator, config.domain, own.network_id))
