@@ -184,17 +184,23 @@ class _Deal:
         folds = list(self.empty if self.undealt <= len(self.empty) else range(self.n_splits))
         fitting = [fold for fold in folds if room[fold] >= size]
         if not fitting:
-            most_room = max(room[fold] for fold in folds)
+            most_room = max([room[fold] for fold in folds])
             fitting = [fold for fold in folds if room[fold] == most_room]
-        most = max(lack[fold] for fold in fitting)
+        most = max([lack[fold] for fold in fitting])
         lacking = [fold for fold in fitting if lack[fold] == most]
         if len(lacking) == 1:
             return lacking[0]
-        noise, share = self.noise[group].tolist(), self._share(group)
-        return max(lacking, key=lambda fold: (share[fold], room[fold], noise[fold]))
+        share = self._share(group, lacking)
+        keys = [(share[fold], room[fold]) for fold in lacking]
+        best = max(keys)
+        if keys.count(best) == 1:
+            return lacking[keys.index(best)]
+        noise = self.noise[group].tolist()
+        equal = [fold for fold, key in zip(lacking, keys, strict=True) if key == best]
+        return max(equal, key=noise.__getitem__)
 
-    def _share(self, group: int) -> list[float]:
-        """What each fold lacks of the group's labels, in shares of all of them."""
+    def _share(self, group: int, folds: list[int]) -> list[float]:
+        """What these folds lack of the group's labels, in shares of all of them."""
         at = self._at(group)
         if at.stop - at.start > _FEW:
             labels, counts = self.counts.indices[at], self.counts.data[at]
@@ -203,7 +209,7 @@ class _Deal:
         share = [0.0] * self.n_splits
         for label, count in zip(self.indices[at].tolist(), self.data[at].tolist(), strict=True):
             part, start = count / self.totals[label], label * self.n_splits
-            for fold in range(self.n_splits):
+            for fold in folds:
                 share[fold] += part * self.lacks[start + fold]
         return share
 
