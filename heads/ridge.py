@@ -182,11 +182,12 @@ class DropoutRidgeCV(LinearHead):
                 quick = evaluate.squared_errors
             judge = self._judged(lambda oof: calibrate(oof.margin))
             chosen = select_dropout(evaluate, data, folds, search, calibrate, quick, judge)
-            self.coef_, self.intercept_ = whole().coefficients(rho_from_dropout(chosen.dropout))
+            scores = chosen.out_of_fold.margin
+            rho = rho_from_dropout(chosen.dropout)
+            last = (lambda: whole().coefficients(rho)), (lambda: scaling(scores))
+            (self.coef_, self.intercept_), self.calibration_ = run(lambda made: made(), last)
         self.dropout_ = chosen.dropout if self.per_label else float(chosen.dropout)
         self.best_score_, self.cv_results_ = chosen.score, chosen.results
-        scores = chosen.out_of_fold.margin
-        self.calibration_: PlattScaling = scaling(scores)
         self.oof_decision_function_ = scores
         self.oof_predict_proba_ = self.calibration_.transform(scores)
 

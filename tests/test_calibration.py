@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from heads.calibration import PlattCalibration, fit_platt, reliability
 from heads.label_maps import Entries, LabelMaps, image_losses
 from heads.metrics import log_loss
-from heads.platt import PlattScaling, logits, mapped
+from heads.platt import PlattScaling, logits, mapped, sigmoid
 
 
 def case(seed: int, n: int = 400, K: int = 8, spread: float = 0.0):
@@ -55,7 +55,19 @@ def test_probabilities_are_made_in_blocks(shape):
     scores = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     P = PlattScaling(0.5, -1.0).transform(scores)
     assert P.dtype == np.float32
-    np.testing.assert_array_equal(P, expit(scores * np.float32(0.5) - np.float32(1)))
+    np.testing.assert_array_equal(P, sigmoid(scores * np.float32(0.5) - np.float32(1)))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_the_sigmoid_keeps_its_digits(dtype):
+    few = {np.float16: 9, np.float32: 80, np.float64: 700}[dtype]
+    t = np.linspace(-few, few, 100_001).astype(dtype)
+    expected = expit(t.astype(np.float64))
+    np.testing.assert_allclose(
+        sigmoid(t.copy()), expected, rtol=4 * np.finfo(dtype).eps, atol=np.finfo(dtype).tiny
+    )
+    ends = np.array([-np.inf, -1e4, 0, 1e4, np.inf, np.nan], dtype)
+    np.testing.assert_array_equal(sigmoid(ends), [0, 0, 0.5, 1, 1, np.nan])
 
 
 def test_a_temperature_has_no_intercept_and_is_the_best_one():
