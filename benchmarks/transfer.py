@@ -6,8 +6,8 @@ typeface is Stage 1 in turn, with 1,000 labelled characters; the others, and hel
 in the printed typefaces of the source, are what nobody labelled. Everything is scored for the
 average of the networks; *side by side* are their features as those of one network (``featcache
 concat``), which then counts as much as the average of the networks does; *own statistics* are
-those of an image set, of which batch normalisation takes half (``featcache extract
---domain-statistics 0.5``). *Gap* is between the
+those of an image set, here a folder of a typeface, of which batch normalisation takes half
+(``featcache extract --domain-statistics 0.5``). *Gap* is between the
 unadapted head at the source's cut and the oracle, a head a network, averaged; it is left out where
 that is less than 0.05 of F2. A run that was stopped goes on where it was: ``--caches``/cells keeps
 a file for each case and step (``ours``, ``himalaya``, ...). Remove those of a step whose code has

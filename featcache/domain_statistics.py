@@ -8,7 +8,8 @@ looked at, a layer normalises by
     mean = (1 - a) mean_trained + a mean_images,   a = s n / (n + 32),
 
 and likewise by the variance, so that few images say little [2]_. It is done once, before
-anything is embedded: features are then a function of the image alone, as ever.
+anything is embedded. `mean_images` of a layer is that of what it sees while those before it
+normalise each batch by the batch alone; so it depends a little on the batch size.
 
 .. [1] Li, Wang, Shi, Hou, Liu (2018), "Adaptive Batch Normalization for practical domain
    adaptation", Pattern Recognition 80.
@@ -19,6 +20,8 @@ anything is embedded: features are then a function of the image alone, as ever.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -63,14 +66,18 @@ def normalised_layers(network: nn.Module) -> list[_BatchNorm]:
     ]
     if not layers:
         raise InputError(
-            f"--domain-statistics: {type(network).__name__} has no batch normalisation that could "
-            "take them; leave the option out"
+            f"--domain-statistics: {type(network).__name__} has no batch normalisation that keeps "
+            "a running mean and variance; leave the option out"
         )
     return layers
 
 
 def take_statistics(
-    embedder: Embedder, images: ImageSet, config: ExtractionConfig, say: bool = True
+    embedder: Embedder,
+    images: ImageSet,
+    config: ExtractionConfig,
+    sizes: np.ndarray | None = None,
+    say: bool = True,
 ) -> int:
     """Let the network's layers take a share of the statistics of an image set, in place.
 
@@ -81,6 +88,8 @@ def take_statistics(
         Of more than :data:`IMAGES`, so many are drawn; plain views are looked at.
     config : ExtractionConfig
         Whose `domain_statistics` is s, in (0, 1], and whose `seed` is that of the draw.
+    sizes : (n,) int, optional
+        Of the files, which must not change meanwhile.
     say : bool
         Whether to show progress.
 
@@ -92,34 +101,41 @@ def take_statistics(
     Raises
     ------
     InputError
-        If the network has no such layers.
+        If no layer takes any, or a file changes.
     Interrupted
         After SIGINT or SIGTERM.
 
     Notes
     -----
-    One forward pass of each image. A batch is normalised by its own statistics, as in training;
-    those of all batches are averaged.
+    One forward pass of each image. If it fails the network is as it was.
     """
-    share = config.domain_statistics
     layers = normalised_layers(embedder.network)
-    trained = [_statistics(layer) for layer in layers]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # the mean over batches
-        layer.train()
+    plain = ViewImages(images, Recipe("eval", 0, 0, embedder.run.preprocessing), sizes)
+    trained = [tuple(values.clone() for values in _running(layer)) for layer in layers]
+    a = 0.0
     try:
-        looked_at = _look(embedder, images, config, say)
+        with _training(layers):
+            n = _look(embedder, layers, plain, config, say)
+        taken = [
+            not torch.equal(own, was)
+            for layer, statistics in zip(layers, trained, strict=True)
+            for own, was in zip(_running(layer), statistics, strict=True)
+        ]
+        if n and not any(taken):
+            raise InputError(
+                f"--domain-statistics {config.domain_statistics:g}: no layer of "
+                f"{type(embedder.network).__name__} takes any, as if all were frozen; leave the "
+                "option out"
+            )
+        a = config.domain_statistics * n / (n + _AS_TRAINED)
     finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-            layer.eval()
-    a = share * looked_at / (looked_at + _AS_TRAINED)
-    for layer, statistics in zip(layers, trained, strict=True):
-        for own, was in zip(_running(layer), statistics, strict=True):
-            own.copy_(was.lerp(own, a) if a else was)
-    return looked_at
+        for layer, statistics in zip(layers, trained, strict=True):
+            for own, was in zip(_running(layer), statistics, strict=True):
+                own.copy_(was.lerp(own, a) if a else was)
+    if say:
+        few = "" if n > 1 else "; fewer than two can be read, so all stays as trained"
+        print(f"batch normalisation: {a:.1%} of {n:,} images' own statistics{few}", flush=True)
+    return n
 
 
 def _running(layer: _BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,30 +144,45 @@ def _running(layer: _BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
     return layer.running_mean, layer.running_var
 
 
-def _statistics(layer: _BatchNorm) -> tuple[torch.Tensor, ...]:
-    return tuple(values.clone() for values in _running(layer))
+@contextmanager
+def _training(layers: list[_BatchNorm]) -> Iterator[None]:
+    """Layers that normalise by the batch and learn from it; what is inside them does not train."""
+    before = [(layer.training, layer.momentum) for layer in layers]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer, (training, momentum) in zip(layers, before, strict=True):
+            layer.training, layer.momentum = training, momentum
 
 
-def _look(embedder: Embedder, images: ImageSet, config: ExtractionConfig, say: bool) -> int:
+def _look(
+    embedder: Embedder,
+    layers: list[_BatchNorm],
+    plain: ViewImages,
+    config: ExtractionConfig,
+    say: bool,
+) -> int:
     """Forward passes over the images that can be read, in batches of two at least."""
-    rng = np.random.default_rng(config.seed)
-    rows = rng.permutation(len(images))[:IMAGES]
-    plain = ViewImages(images, Recipe("eval", 0, 0, embedder.run.preprocessing))
+    total = len(plain.images)
+    rows = np.random.default_rng(config.seed).permutation(total)[:IMAGES]
     size = max(2, config.batch_size)
-    # Of about equal length, as all count alike in the mean.
     order = [some.tolist() for some in np.array_split(rows, -(-len(rows) // size))]
     progress = Progress(len(rows), "images looked at for statistics")
-    looked_at = 0
+    n = 0
     with StopRequest() as stop:
         for batch in loader(plain, order, config.workers, embedder.device):
-            if stop.asked:
-                progress.clear()
-                raise Interrupted("stopped before anything was written; run the same command again")
             pixels = batch.plain()[1]
+            if len(pixels) > 1:
+                n += len(pixels)
+                for layer in layers:  # the mean over images: the first batch counts whole
+                    layer.momentum = len(pixels) / n
+                embedder.forward(pixels)
             if say:
                 progress.advance(len(batch.rows))
-            if len(pixels) > 1:
-                embedder.forward(pixels)
-                looked_at += len(pixels)
+            if stop.asked:
+                progress.clear()
+                raise Interrupted("stopped while looking at statistics; the same command goes on")
     progress.clear()
-    return looked_at
+    return n

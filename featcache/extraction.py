@@ -182,8 +182,8 @@ def extract(config: ExtractionConfig) -> Path | None:
     with writer:
         for message in writer.messages:
             print(message, flush=True)
-        if config.domain_statistics:
-            take_statistics(embedder, images, config, say=not share.rank)
+        if config.domain_statistics and writer.pending():
+            take_statistics(embedder, images, config, sizes, say=not share.rank)
         fill(writer, embedder, batches.ViewImages(images, recipe, sizes), config, share)
         if not writer.finished:
             print(

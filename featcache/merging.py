@@ -116,6 +116,12 @@ def _merge_caches(files: list[CacheFile], out: Path, mixed: bool, overwrite: boo
 
 def _refuse_differing(first: CacheFile, other: CacheFile, mixed: bool) -> None:
     titles = str(first.path), str(other.path)
+    if share := other.provenance.get("domain_statistics"):
+        raise InputError(
+            f"{other.path}: features take {share} of the statistics of its own images, those of "
+            f"{first.path} of others; extract all images at once (several processes may share "
+            "them, and parts that are not finished can be merged)"
+        )
     left, right = _identity(first), _identity(other)
     if left != right:
         raise InputError(

@@ -213,7 +213,7 @@ class ExtractionConfig:
     device: str = option("auto", "auto, cpu or cuda", metavar="cpu|cuda")
     workers: int = option(2, "processes that decode and render")
     threads: int = option(0, "threads of torch on a CPU; 0: as torch chooses")
-    seed: int = option(0, "of the random views")
+    seed: int = option(0, "of what is random: views, images that are looked at for statistics")
     domain_statistics: float = option(
         0.0,
         "share of these images' own statistics in batch normalisation, for images unlike those of "
@@ -231,6 +231,8 @@ class ExtractionConfig:
             raise InputError(
                 f"--domain-statistics {self.domain_statistics}: give a share from 0 to 1"
             )
+        # It is part of the network's id: 1 and 1.0 are one share.
+        object.__setattr__(self, "domain_statistics", float(self.domain_statistics))
         default = type(self).__dataclass_fields__["view_count"].default
         if self.views in ("eval", "tta") and self.view_count != default:
             # Recorded, it would tell apart caches that are equal.

@@ -70,7 +70,7 @@ def facts(cache: FeatureCache) -> dict[str, Any]:
 
 
 def _line(name: str, text: str) -> str:
-    line = f"{name:16} {' '.join(text.split())}".rstrip()
+    line = f"{name:17} {' '.join(text.split())}".rstrip()
     return line if len(line) <= _WIDTH else line[: _WIDTH - 3] + "..."
 
 

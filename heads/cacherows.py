@@ -141,8 +141,8 @@ def refuse_mismatch(cache: FeatureCache, source: FeatureCache, same_views: bool 
         )
     if cache.network_id != source.network_id:
         raise ValueError(
-            f"{source.path}: is of network {str(source.network_id)[:12]}, but {cache.path} of "
-            f"{str(cache.network_id)[:12]}; both must be of one network"
+            f"{source.path}: is of network {_named(source)}, but {cache.path} of "
+            f"{_named(cache)}; both must be of one network"
         )
     if same_views and not np.array_equal(cache.views, source.views):
         raise ValueError(
@@ -154,3 +154,7 @@ def refuse_mismatch(cache: FeatureCache, source: FeatureCache, same_views: bool 
             f"{source.path}: its {len(source.classes)} classes are not the "
             f"{len(cache.classes)} of {cache.path}, in their order; make both with the same classes"
         )
+
+
+def _named(cache: FeatureCache) -> str:
+    return f"{cache.network_name} ({str(cache.network_id)[:12]})"

@@ -93,10 +93,13 @@ def export(config: ExportConfig) -> Export:
     network = run.load_network()
     own = own_layer(run, network)
     if head.network_id != own.network_id:
+        fitted_on = f"{config.content} was fitted on network {short(head.network_id)}"
+        if name := head.provenance.get("network"):
+            fitted_on += f" ({name})"
         raise ValueError(
-            f"{config.run}: is network {short(own.network_id)}, but {config.content} was fitted on "
-            f"network {short(head.network_id)}; give the run that its caches were extracted with "
-            "(a head on several networks side by side, or on images' own statistics, has none)"
+            f"{config.run}: is network {short(own.network_id)}, but {fitted_on}; give the run that "
+            "its caches were extracted with (a head on several networks side by side, or on "
+            "features with --domain-statistics, cannot be exported)"
         )
     if isinstance(head.estimator, AdaptedModel):
         head = replace(head, estimator=frozen(head.estimator, config.domain, own.network_id))

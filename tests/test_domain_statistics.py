@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ from featcache.console import Interrupted
 from featcache.embedding import Embedder
 from featcache.errors import InputError
 from featcache.extraction import choose_images, extract
+from featcache.merging import merge
 from featcache.settings import ExtractionConfig, TrainingConfig
+from featcache.summary import summary
 from featcache.training import train
 from tests import tiny
 
@@ -146,8 +150,10 @@ def test_what_the_cache_says(config: Callable[..., ExtractionConfig], tmp_path: 
     assert len({plain.network_id, half.network_id, other.network_id}) == 3
     assert half.weight is not None
     assert half.weight.tolist() == plain.weight.tolist()
-    with pytest.raises(ValueError, match="network"):
-        CacheSet([plain, half])[plain.network_id, "nowhere"]
+    both = CacheSet([plain.path, half.path], image_set=lambda cache: "set", recursive=False)
+    assert len(both.networks) == 2
+    assert both[half.network_id, "set"].path == half.path
+    assert "domain_statistics" in summary(half)
 
 
 def test_another_image_set_has_the_same_network_id(
@@ -158,7 +164,7 @@ def test_another_image_set_has_the_same_network_id(
     assert more.network_id == cache_of(config()).network_id
 
 
-def test_an_image_does_not_depend_on_its_batch_nor_a_stop(
+def test_a_stopped_extraction_goes_on_to_the_same_features(
     config: Callable[..., ExtractionConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Statistics are made once more, the same, where a stopped extraction goes on."""
@@ -182,22 +188,200 @@ def test_an_image_does_not_depend_on_its_batch_nor_a_stop(
     )
 
 
-def test_few_images_say_little(
-    config: Callable[..., ExtractionConfig], dark: Path, tmp_path: Path
+def test_one_image_says_nothing(
+    config: Callable[..., ExtractionConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Another one cannot be read."""
     (tmp_path / "one").write_text("i001\ni007\n")
     ids = str(tmp_path / "one")
     one = cache_of(config(ids=ids))
+    assert "0.0% of 0 images' own statistics; fewer than two" in capsys.readouterr().out
     plain = cache_of(config(ids=ids, out=str(tmp_path / "p.h5"), domain_statistics=0))
     assert one.features.tobytes() == plain.features.tobytes()
 
 
-def test_many_images_are_drawn(
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_few_images_say_little(
+    config: Callable[..., ExtractionConfig],
+    tmp_path: Path,
+    batch_size: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "few").write_text("i001\ni002\ni003\ni007\n")
+    few = str(tmp_path / "few")
+    plain, some = (
+        cache_of(
+            config(
+                ids=few, out=str(tmp_path / f"{s}.h5"), domain_statistics=s, batch_size=batch_size
+            )
+        )
+        for s in (0.0, 1.0)
+    )
+    # Two pairs are looked at, of which one has an image that cannot be read.
+    assert f"{2 / (2 + 32):.1%} of 2 images' own statistics\n" in capsys.readouterr().out
+    moved = np.linalg.norm(some.features[:3].astype(float) - plain.features[:3].astype(float))
+    assert 0 < moved < 0.3 * np.linalg.norm(plain.features[:3].astype(float))
+
+
+def test_many_images_are_drawn_at_random(
     config: Callable[..., ExtractionConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ds, "IMAGES", 10)
-    settings = config(batch_size=4)
-    assert ds.take_statistics(Embedder.load(settings), choose_images(settings), settings) in (9, 10)
+    seen: list[list[int]] = []
+    loader = ds.loader
+
+    def watched(dataset: Any, order: list[list[int]], *rest: Any) -> Any:
+        seen.append([row for rows in order for row in rows])
+        return loader(dataset, order, *rest)
+
+    monkeypatch.setattr(ds, "loader", watched)
+    for seed in (0, 0, 1):
+        settings = config(batch_size=4, seed=seed)
+        ds.take_statistics(Embedder.load(settings), choose_images(settings), settings)
+    assert [len(set(rows)) for rows in seen] == [10, 10, 10]
+    assert seen[0] == seen[1]
+    assert sorted(seen[0]) != sorted(seen[2])
+    assert max(seen[0]) >= 20
+
+
+class Droppy(nn.BatchNorm2d):
+    """As timm's, which hold dropout and an activation, and with a forward pass of its own."""
+
+    def __init__(self, like: nn.BatchNorm2d) -> None:
+        super().__init__(like.num_features)
+        self.load_state_dict(like.state_dict())
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum,  # type: ignore[arg-type]
+            self.eps,
+        )
+        dropped: torch.Tensor = self.drop(y)
+        return dropped
+
+
+def test_what_is_inside_a_layer_does_not_train(config: Callable[..., ExtractionConfig]) -> None:
+    settings = config()
+    plain, droppy = Embedder.load(settings), Embedder.load(settings)
+    for at in (1, 5):
+        droppy.network.body[at] = Droppy(droppy.network.body[at]).eval()  # type: ignore[operator,index]
+    for embedder in (plain, droppy):
+        ds.take_statistics(embedder, choose_images(settings), settings)
+    for own, other in zip(
+        ds.normalised_layers(plain.network), ds.normalised_layers(droppy.network), strict=True
+    ):
+        torch.testing.assert_close(own.running_mean, other.running_mean)
+        torch.testing.assert_close(own.running_var, other.running_var)
+        assert (own.training, other.training) == (False, False)
+
+
+class Frozen(nn.BatchNorm2d):
+    """Looks at no batch."""
+
+    def __init__(self, like: nn.BatchNorm2d) -> None:
+        super().__init__(like.num_features)
+        self.load_state_dict(like.state_dict())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
+
+
+def test_a_frozen_layer_stays_as_it_is(config: Callable[..., ExtractionConfig]) -> None:
+    settings = config()
+    embedder = Embedder.load(settings)
+    body: Any = embedder.network.body
+    body[1] = Frozen(body[1])
+    first, second = (copy.deepcopy(body[at].state_dict()) for at in (1, 5))
+    ds.take_statistics(embedder, choose_images(settings), settings)
+    assert torch.equal(body[1].running_mean, first["running_mean"])
+    assert torch.equal(body[1].running_var, first["running_var"])
+    assert not torch.equal(body[5].running_mean, second["running_mean"])
+
+    body[5] = Frozen(body[5])
+    with pytest.raises(InputError, match=r"0\.5: no layer of TinyNet takes any"):
+        ds.take_statistics(embedder, choose_images(settings), settings)
+
+
+def test_a_file_that_changes_meanwhile_stops_it_before_a_row_is_written(
+    config: Callable[..., ExtractionConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its statistics would be those of other images than a run that goes on would see."""
+    tiny.make_data(tmp_path / "d", 6, seed=3)
+    settings = config(images=str(tmp_path / "d" / "images"))
+    took, written = ds.take_statistics, []
+    sound = (tmp_path / "d" / "images" / "i002.png").read_bytes()
+
+    def change(*arguments: Any, **more: Any) -> int:
+        (tmp_path / "d" / "images" / "i002.png").write_bytes(sound[:40])
+        return took(*arguments, **more)
+
+    monkeypatch.setattr("featcache.extraction.take_statistics", change)
+    monkeypatch.setattr("featcache.writing.CacheWriter.write", lambda *_: written.append(1))
+    with pytest.raises(InputError, match="i002"):
+        extract(settings)
+    assert not written
+
+
+def test_a_stop_while_looking(
+    config: Callable[..., ExtractionConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the only batch; the network is as it was."""
+    settings = config()
+    embedder = Embedder.load(settings)
+    before = copy.deepcopy(embedder.network.state_dict())
+    forward = Embedder.forward
+
+    def stopped(self: Embedder, pixels: torch.Tensor) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, pixels)
+
+    monkeypatch.setattr(Embedder, "forward", stopped)
+    with pytest.raises(Interrupted, match="goes on"):
+        ds.take_statistics(embedder, choose_images(settings), settings)
+    after = embedder.network.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items() if "num_batches" not in k)
+
+
+def test_finished_caches_of_other_images_are_not_merged(
+    config: Callable[..., ExtractionConfig], tmp_path: Path
+) -> None:
+    (tmp_path / "first").write_text("".join(f"i{i:03d}\n" for i in range(20)))
+    (tmp_path / "second").write_text("".join(f"i{i:03d}\n" for i in range(20, N)))
+    paths = [
+        str(cache_of(config(ids=str(tmp_path / part), out=str(tmp_path / f"{part}.h5"))).path)
+        for part in ("first", "second")
+    ]
+    with pytest.raises(InputError, match=r"0\.5 of the statistics of its own images"):
+        merge(paths, str(tmp_path / "merged.h5"))
+
+
+def test_processes_that_share_the_images(
+    config: Callable[..., ExtractionConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featcache.extraction.ROWS_A_BLOCK", 8)
+    whole = cache_of(config(out=str(tmp_path / "whole.h5"), batch_size=8))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        extract(config(batch_size=8))
+    shared = FeatureCache(tmp_path / "x.h5")
+    assert shared.features.tobytes() == whole.features.tobytes()
+
+
+def test_one_is_1(run: Path) -> None:
+    made = [
+        ExtractionConfig(str(run), "i", "o", domain_statistics=s) for s in (1, 1.0, np.float64(1))
+    ]
+    assert len({ds.shared_id("n", c.domain_statistics) for c in made}) == 1
 
 
 def test_a_network_without_such_layers_is_refused_before_anything_is_written(
